@@ -1,0 +1,351 @@
+"""The app: what a user makes first, and binds everything to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+
+from postroom.broker.base import Broker, Subscription, SubscriptionStats
+from postroom.broker.thread import BrokerThread
+from postroom.config import (
+    LEASE,
+    MAX_MESSAGE_SIZE,
+    RESULT_TTL,
+    HandlerOptions,
+    Isolation,
+    RetryPolicy,
+    Seconds,
+    seconds,
+)
+from postroom.errors import ConfigurationError
+from postroom.handler import EventHandler, TaskHandler
+from postroom.lifecycle import Lifecycle, Middleware
+from postroom.producer.job import Job
+from postroom.producer.outlet import Outlet
+from postroom.producer.publisher import Publisher
+from postroom.producer.task import AsyncTask, SyncTask, Task
+from postroom.producer.topic import EventType, Topic
+from postroom.store.blobs import BlobStore
+from postroom.topology import Topology
+
+if TYPE_CHECKING:
+    from postroom.dead_letters import DeadLetters
+
+P = ParamSpec("P")
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_URL = "sqlite:///postroom.db"
+DEFAULT_QUEUE = "default"
+RETENTION = 86_400.0
+
+
+class App:
+    """Tasks, topics and subscriptions, on one broker.
+
+    Making an app does no I/O: it connects, and declares what it consists of, at first use.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        store: str | None = None,
+        uploads: str | os.PathLike[str] | None = None,
+        queue_limit: int | None = None,
+        max_message_size: int = MAX_MESSAGE_SIZE,
+    ) -> None:
+        """``url``: the broker; by default ``POSTROOM_BROKER``, else ``sqlite:///postroom.db``.
+
+        ``store``: where status and results are kept if the broker cannot (``POSTROOM_STORE``); the embedded
+        brokers keep them themselves and refuse one.
+        ``uploads``: the directory for files that go with jobs; by default beside the SQLite file.
+        ``queue_limit``: waiting messages of a subscription above which producers get ``QueueFull``; default none.
+        ``max_message_size``: bytes of a message's body, and of a result; default 256 KiB.
+        Raises ``ConfigurationError``.
+        """
+        self.url = url or os.environ.get("POSTROOM_BROKER") or DEFAULT_URL
+        if queue_limit is not None and queue_limit < 1:
+            raise ConfigurationError(f"App(queue_limit={queue_limit}): at least 1, or None")
+        if max_message_size < 1:
+            raise ConfigurationError(f"App(max_message_size={max_message_size}): bytes, at least 1")
+        self._store = store or os.environ.get("POSTROOM_STORE")
+        self.max_message_size = max_message_size
+        self.topology = Topology(queue_limit)
+        self.lifecycle = Lifecycle()
+        self.thread = BrokerThread(self._make_broker, self._declare)
+        self.blobs = BlobStore(_uploads_directory(uploads, self.url))
+        self.outlet = Outlet(self.thread, Publisher(self.thread, max_message_size=max_message_size), self.blobs)
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self.topics: dict[str, Topic[Any]] = {}
+
+    # Building the app
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> AsyncTask[P, T]: ...  # type: ignore[overload-overlap]
+    @overload
+    def task(self, function: Callable[P, T], /) -> SyncTask[P, T]: ...
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        queue: str = DEFAULT_QUEUE,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        lease: float | None = None,
+        priority: int = 0,
+        ordered: bool = False,
+        isolation: Isolation | None = None,
+        result_ttl: Seconds = RESULT_TTL,
+    ) -> _TaskDecorator: ...
+    def task(
+        self,
+        function: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = DEFAULT_QUEUE,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        lease: float | None = None,
+        priority: int = 0,
+        ordered: bool = False,
+        isolation: Isolation | None = None,
+        result_ttl: Seconds = RESULT_TTL,
+    ) -> Any:
+        """Decorator: make a function a task.
+
+        ``name``: the function's name by default; unique within the app.
+        ``queue``: tasks of one queue share its workers; ``"default"`` by default.
+        ``retry``: see :class:`RetryPolicy`; 5 attempts by default.
+        ``timeout``: seconds one attempt may take; no limit by default. Ends async handlers and processes for
+        certain; a thread only once it runs Python code again.
+        ``lease``: seconds after which the message of a frozen worker goes to another; 30 by default.
+        ``priority``: 0 (default) to 9; higher runs first.
+        ``ordered``: run messages of one ``key`` one at a time, in the order they were enqueued.
+        ``isolation="process"``: run in a process of its own, which may crash or be killed.
+        ``result_ttl``: seconds for which status and result are kept after the end; 24 h by default.
+        Raises ``ConfigurationError``.
+        """
+        options = _handler_options(
+            retry, timeout, lease, ordered, isolation, priority=priority, result_ttl=seconds(result_ttl, "result_ttl")
+        )
+
+        def decorate(target: Callable[..., Any]) -> Task[..., Any]:
+            handler = TaskHandler(
+                target,
+                name=name or target.__name__,
+                subscription=queue,
+                options=options,
+                resources=self.lifecycle.resources,
+            )
+            self.topology.add_task(handler)
+            self.thread.prepare_again()
+            made: Task[..., Any] = (AsyncTask if handler.is_async else SyncTask)(handler, self.outlet)
+            self.tasks[handler.name] = made
+            return made
+
+        return decorate if function is None else decorate(function)
+
+    def topic(self, name: str, event_type: type[T] | Any = Any, *, retention: Seconds = RETENTION) -> Topic[T]:
+        """Declare a topic whose events have ``event_type`` (default: any JSON value).
+
+        ``retention``: how long published events are kept for subscriptions with ``start="earliest"`` and for
+        replay; 24 h by default, 0 keeps none. Raises ``ConfigurationError``.
+        """
+        event = EventType(name, event_type, seconds(retention, "retention"))
+        self.topology.add_topic(name, event.retention)
+        self.thread.prepare_again()
+        made: Topic[T] = Topic(event, self.outlet, self.subscribe)
+        self.topics[name] = made
+        return made
+
+    def subscribe(
+        self,
+        pattern: str,
+        name: str,
+        *,
+        where: dict[str, str] | None = None,
+        start: Literal["latest", "earliest"] = "latest",
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        lease: float | None = None,
+        ordered: bool = False,
+        isolation: Isolation | None = None,
+    ) -> Callable[[F], F]:
+        """Decorator: the function handles every event that matches, under a durable subscription ``name``.
+
+        ``pattern``: a topic, or words with ``*`` (one word) and ``#`` (any number of words).
+        ``where``: only events whose headers have all of these values.
+        ``start``: when first declared: events from now on, or (``"earliest"``) also those still retained.
+        The others as in :meth:`task`. Raises ``ConfigurationError``.
+        """
+        if start not in ("latest", "earliest"):
+            raise ConfigurationError(f"subscription {name!r}: start={start!r}: 'latest' or 'earliest'")
+        options = _handler_options(retry, timeout, lease, ordered, isolation)
+
+        def decorate(function: F) -> F:
+            topic = self.topics.get(pattern)
+            handler = EventHandler(
+                function,
+                name=name,
+                subscription=name,
+                options=options,
+                resources=self.lifecycle.resources,
+                event_type=topic.event.type if topic else Any,
+            )
+            subscription = Subscription(name=name, pattern=pattern, where=where or {}, start=start, ordered=ordered)
+            self.topology.add_subscription(subscription, handler)
+            self.thread.prepare_again()
+            return function
+
+        return decorate
+
+    def resource(self, factory: F) -> F:
+        """Decorator: the function opens something once per worker process, for handlers that ask for its type.
+
+        A generator function ``def pool() -> Iterator[Pool]`` (or async) that yields it once and then closes it.
+        Parameters annotated with that very type receive it. Raises ``ConfigurationError``.
+        """
+        self.lifecycle.add_resource(factory)
+        return factory
+
+    def lifespan(self, hook: F) -> F:
+        """Decorator: a generator function (or async) around the life of each worker process: start, yield, stop."""
+        self.lifecycle.add_hook(hook)
+        return hook
+
+    def middleware(self, middleware: Middleware) -> Middleware:
+        """Decorator: ``async def middleware(ctx, call_next)`` around every handler; the first added is outermost.
+
+        It returns what ``await call_next()`` returned, or something else; what it raises counts as the handler's.
+        """
+        self.lifecycle.middleware.append(middleware)
+        return middleware
+
+    # Operating it
+
+    def job(self, job_id: str) -> Job[Any]:
+        """A handle on the job with this id; no I/O."""
+        return Job(job_id, self.thread)
+
+    def dead_letters(self, subscription: str) -> DeadLetters:
+        """The dead letters of a queue or subscription."""
+        from postroom.dead_letters import DeadLetters
+
+        return DeadLetters(self.thread, self.blobs, subscription)
+
+    def stats(self) -> list[SubscriptionStats]:
+        """Every queue and subscription of the broker in numbers."""
+        return self.thread.call(_stats)
+
+    async def astats(self) -> list[SubscriptionStats]:
+        """See :meth:`stats`."""
+        return await self.thread.acall(_stats)
+
+    def connect(self) -> None:
+        """Connect and declare now rather than at first use. Raises ``BrokerUnavailable`` or ``ConfigurationError``."""
+        self.thread.call(_nothing)
+
+    async def aconnect(self) -> None:
+        """See :meth:`connect`."""
+        await self.thread.acall(_nothing)
+
+    def run_worker(
+        self, *, concurrency: int = 50, queues: Sequence[str] | None = None, drain: bool = False, grace: float = 30.0
+    ) -> None:
+        """Run a worker in this process until SIGTERM or SIGINT; to be called in the main thread.
+
+        ``concurrency``: handlers that run at once. ``queues``: only these queues and subscriptions.
+        ``drain``: stop once nothing is ready or running. ``grace``: seconds that running handlers have after
+        the signal. Raises ``ConfigurationError``.
+        """
+        from postroom.worker.process import WorkerOptions, run
+
+        run(self, WorkerOptions(concurrency=concurrency, queues=queues, drain=drain, grace=grace))
+
+    def asgi(self, **options: Any) -> Any:
+        """The HTTP gateway as an ASGI app, to be mounted or served; options as in ``postroom.gateway.Gateway``."""
+        from postroom.gateway import Gateway
+
+        return Gateway(self, **options)
+
+    def close(self) -> None:
+        """Disconnect. The app cannot be used afterwards."""
+        self.thread.close()
+
+    def __enter__(self) -> App:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def check(self) -> None:
+        """Read all handlers' parameters, and refuse now what would fail later. Raises ``ConfigurationError``."""
+        for handler in (*self.topology.tasks.values(), *self.topology.events.values()):
+            handler.compile()
+
+    def _make_broker(self) -> Broker:
+        from postroom.broker.registry import make_broker
+
+        broker = make_broker(self.url)
+        if self._store is not None and broker.capabilities.jobs:
+            raise ConfigurationError(
+                "App(store=…) or POSTROOM_STORE is set, but this broker keeps status and results itself; remove it"
+            )
+        return broker
+
+    async def _declare(self, broker: Broker) -> None:
+        await broker.declare(self.topology.topics, self.topology.subscriptions)
+
+
+class _TaskDecorator:
+    """Only a type: what ``app.task(queue=…)`` is to type checkers."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, function: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> AsyncTask[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> SyncTask[P, T]: ...
+    def __call__(self, function: Any, /) -> Any: ...
+
+
+def _handler_options(
+    retry: RetryPolicy | None,
+    timeout: float | None,
+    lease: float | None,
+    ordered: bool,
+    isolation: Isolation | None,
+    *,
+    priority: int = 0,
+    result_ttl: float = RESULT_TTL,
+) -> HandlerOptions:
+    return HandlerOptions(
+        retry=retry or RetryPolicy(),
+        timeout=timeout,
+        lease=LEASE if lease is None else lease,
+        ordered=ordered,
+        isolation=isolation,
+        priority=priority,
+        result_ttl=result_ttl,
+    )
+
+
+def _uploads_directory(uploads: str | os.PathLike[str] | None, url: str) -> Path:
+    if uploads is not None:
+        return Path(uploads)
+    if url.startswith("sqlite:///"):
+        return Path(url.removeprefix("sqlite:///").partition("?")[0] + ".uploads")
+    return Path("postroom.uploads")
+
+
+async def _stats(broker: Broker) -> list[SubscriptionStats]:
+    return await broker.stats()
+
+
+async def _nothing(broker: Broker) -> None:
+    """Being connected is all that is asked."""
