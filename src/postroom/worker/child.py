@@ -1,0 +1,78 @@
+"""A child process that runs one handler at a time; it may crash or be killed, and only it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import signal
+import sys
+import threading
+from contextlib import AsyncExitStack
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from postroom.broker.base import Delivery, Outcome
+from postroom.message import Progress
+from postroom.worker import wire
+from postroom.worker.execute import Executor
+from postroom.worker.source import Source
+from postroom.worker.work import Work
+
+if TYPE_CHECKING:
+    from postroom.app import App
+
+
+def main(connection: Connection, module: str, variable: str) -> None:
+    """The entry of the process: ``module:variable`` is the app."""
+    # Ctrl-C goes to the whole process group; the worker decides what becomes of its children.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    app: App = getattr(sys.modules.get(module) or importlib.import_module(module), variable)
+    asyncio.run(_serve(app, connection))
+
+
+async def _serve(app: App, connection: Connection) -> None:
+    loop = asyncio.get_running_loop()
+    requests: asyncio.Queue[wire.Request] = asyncio.Queue()
+    async with AsyncExitStack() as stack:
+        resources = await app.lifecycle.open(stack)
+        # Middleware runs in the worker, around the whole of this.
+        executor = Executor(resources, [], app.blobs, app.max_message_size)
+        reporter = _Reporter(connection)
+        connection.send_bytes(wire.encode_reply(wire.READY))
+        threading.Thread(target=_read, args=(connection, loop, requests), daemon=True).start()
+        while True:
+            connection.send_bytes(wire.encode_reply(await _run(app, executor, reporter, await requests.get())))
+
+
+def _read(connection: Connection, loop: asyncio.AbstractEventLoop, requests: asyncio.Queue[wire.Request]) -> None:
+    """Takes requests; ends the process when the worker has gone, whatever the handler is doing."""
+    while True:
+        try:
+            data = connection.recv_bytes()
+        except (EOFError, OSError):
+            os._exit(0)
+        loop.call_soon_threadsafe(requests.put_nowait, wire.decode_request(data))
+
+
+async def _run(app: App, executor: Executor, reporter: _Reporter, request: wire.Request) -> Outcome:
+    delivery = Delivery(message=request.message, subscription=request.subscription, attempt=request.attempt)
+    handler = app.topology.handler(request.subscription, request.message.name)
+    if handler is None:
+        raise LookupError(f"the app in the child process has no handler for {request.message.name!r}")
+    handler.compile()
+    work = Work(delivery, handler, _NO_SOURCE, 0.0, reporter)
+    return await executor.acall(work, None) if handler.is_async else executor.call(work, None)
+
+
+class _Reporter:
+    """Sends progress to the worker, which sends it on."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __call__(self, work: Work, progress: Progress) -> None:
+        self._connection.send_bytes(wire.encode_reply(progress))
+
+
+_NO_SOURCE: Source = None  # type: ignore[assignment]  # settled by the worker, from which the child knows no source

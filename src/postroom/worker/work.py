@@ -1,0 +1,103 @@
+"""One delivery on its way through a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from postroom.broker.base import Cancel, Delivery, Outcome, Release
+from postroom.context import Context
+from postroom.handler import Handler
+from postroom.message import Progress
+from postroom.worker import decide
+
+if TYPE_CHECKING:
+    from postroom.worker.source import Source
+
+Why = Literal["timeout", "cancelled", "lost", "stopping"]
+"""Why a running handler was interrupted. ``lost``: its lease passed to another worker."""
+
+
+# Interruptions come from the broker's thread, starts and ends from the handlers'.
+_mutex = threading.Lock()
+
+
+class Work:
+    """A delivery, the handler it goes to, and how to interrupt it."""
+
+    __slots__ = (
+        "_interrupt",
+        "claimed_at",
+        "context",
+        "delivery",
+        "handler",
+        "source",
+        "started_at",
+        "timer",
+        "why",
+    )
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        handler: Handler,
+        source: Source,
+        claimed_at: float,
+        report: Callable[[Work, Progress], None],
+    ) -> None:
+        self.delivery = delivery
+        self.handler = handler
+        self.source = source
+        self.claimed_at = claimed_at
+        """Monotonic seconds."""
+        self.started_at = 0.0
+        """Unix seconds; 0 until the handler starts."""
+        self.why: Why | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        """Ends the handler when its time is up; belongs to the broker's loop."""
+        self.context = Context(
+            delivery.message,
+            delivery.subscription,
+            delivery.attempt,
+            handler.options.retry.max_attempts,
+            lambda progress: report(self, progress),
+        )
+        self._interrupt: Callable[[], None] | None = None
+
+    def start(self, interrupt: Callable[[], None] | None) -> None:
+        """Note the start. ``interrupt`` ends the handler as far as that is possible; it is called at most once."""
+        self.started_at = time.time()
+        with _mutex:
+            self._interrupt = interrupt
+            if self.why is not None:
+                self._end()
+
+    def interrupt(self, why: Why) -> None:
+        """End the running handler, or keep it from starting. The first reason stands."""
+        with _mutex:
+            if self.why is None:
+                self.why = why
+                self._end()
+
+    def ends(self) -> bool:
+        """Note that the handler has ended by itself: it can no longer be interrupted. False if it was before."""
+        with _mutex:
+            self._interrupt = None
+            return self.why is None
+
+    def interrupted(self) -> Outcome:
+        """What becomes of it after the interruption took effect."""
+        if self.why == "timeout":
+            return decide.timed_out(self.delivery, self.handler.options, self.started_at)
+        if self.why == "cancelled":
+            return Cancel()
+        # A lost lease is refused by the broker whatever is settled; after a stop another worker takes it.
+        return Release()
+
+    def _end(self) -> None:
+        self.context.cancelled = True
+        if self._interrupt is not None:
+            self._interrupt()
