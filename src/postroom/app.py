@@ -152,7 +152,11 @@ class App:
 
         return decorate if function is None else decorate(function)
 
-    def topic(self, name: str, event_type: type[T] | Any = Any, *, retention: Seconds = RETENTION) -> Topic[T]:
+    @overload
+    def topic(self, name: str, event_type: type[T], *, retention: Seconds = RETENTION) -> Topic[T]: ...
+    @overload
+    def topic(self, name: str, *, retention: Seconds = RETENTION) -> Topic[Any]: ...
+    def topic(self, name: str, event_type: Any = Any, *, retention: Seconds = RETENTION) -> Topic[Any]:
         """Declare a topic whose events have ``event_type`` (default: any JSON value).
 
         ``retention``: how long published events are kept for subscriptions with ``start="earliest"`` and for
@@ -161,7 +165,7 @@ class App:
         event = EventType(name, event_type, seconds(retention, "retention"))
         self.topology.add_topic(name, event.retention)
         self.thread.prepare_again()
-        made: Topic[T] = Topic(event, self.outlet, self.subscribe)
+        made: Topic[Any] = Topic(event, self.outlet, self.subscribe)
         self.topics[name] = made
         return made
 
