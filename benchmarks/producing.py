@@ -1,0 +1,110 @@
+"""What it costs to enqueue, and how many enqueues share one write to the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from benchmarks import floor
+from benchmarks.child import cpu_seconds, run
+from benchmarks.scale import Scale
+from benchmarks.table import Result, Target, median
+
+CPU_TARGET = Target("<=", 3.0)
+SHARING_TARGET = Target(">=", 20.0, "")
+PRODUCERS = 64
+
+_CHUNK = 50_000
+
+
+def enqueue(task: str, count: int) -> dict[str, Any]:
+    """In a child: ``enqueue_many`` of so many calls. Returns CPU and wall seconds."""
+    from benchmarks import tasks
+
+    producer = getattr(tasks, task)
+    tasks.app.connect()
+    cpu, begin = cpu_seconds(), time.monotonic()
+    for start in range(0, count, _CHUNK):
+        numbers = range(start, min(start + _CHUNK, count))
+        producer.enqueue_many(producer.call(number, "some text") for number in numbers)
+    used = {"cpu": cpu_seconds() - cpu, "wall": time.monotonic() - begin}
+    tasks.app.close()
+    return used
+
+
+def enqueue_together(each: int) -> int:
+    """In a child: concurrent producers, each of which awaits one ``aenqueue`` after the other.
+
+    Returns the number of times SQLite had a file written through to the disk, checkpoints included.
+    """
+    from benchmarks import tasks
+
+    counter = SyncCounter()
+
+    async def produce(producer: int) -> None:
+        for number in range(each):
+            await tasks.noop.aenqueue(producer * each + number, "some text")
+
+    async def produce_all() -> None:
+        await asyncio.gather(*(produce(number) for number in range(PRODUCERS)))
+
+    tasks.app.connect()
+    counter.count = 0
+    asyncio.run(produce_all())
+    count = counter.count
+    tasks.app.close()
+    return count
+
+
+class SyncCounter(apsw.VFS):
+    """SQLite's default file layer, which counts the calls of ``xSync`` (each one is an fsync or fdatasync)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.base = apsw.vfs_names()[0]
+        super().__init__("sync-counter", self.base, makedefault=True)
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
+        return _CountedFile(self, name, flags)
+
+
+class _CountedFile(apsw.VFSFile):
+    def __init__(self, counter: SyncCounter, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
+        self._counter = counter
+        super().__init__(counter.base, name, flags)
+
+    def xSync(self, flags: int) -> None:
+        self._counter.count += 1
+        super().xSync(flags)
+
+
+def measure(scale: Scale, folder: Path) -> list[Result]:
+    floors, ours, shared = [], [], []
+    for number in range(scale.runs):
+        place = folder / f"producing-{number}"
+        place.mkdir()
+        floors.append(run(floor.enqueue, path=str(place / "floor.db"), count=scale.messages))
+        ours.append(run(enqueue, broker=f"sqlite:///{place}/ours.db", task="noop", count=scale.messages))
+        syncs = run(enqueue_together, broker=f"sqlite:///{place}/together.db", each=scale.concurrent)
+        shared.append(PRODUCERS * scale.concurrent / syncs)
+    return [
+        Result(
+            name="enqueue_many",
+            unit="µs CPU",
+            postroom=median([item["cpu"] for item in ours]) / scale.messages * 1e6,
+            floor=median([item["cpu"] for item in floors]) / scale.messages * 1e6,
+            runs=tuple(mine["cpu"] / least["cpu"] for mine, least in zip(ours, floors, strict=True)),
+            target=CPU_TARGET,
+        ),
+        Result(
+            name=f"{PRODUCERS} concurrent aenqueue",
+            unit="messages/fsync",
+            postroom=median(shared),
+            runs=tuple(shared),
+            target=SHARING_TARGET,
+        ),
+    ]
