@@ -68,6 +68,8 @@ class Worker:
         self._app = app
         self._options = options
         self._failure: BaseException | None = None
+        self.ready = False
+        """Whether it takes messages, or has done so."""
 
     async def run(self) -> None:
         """Until :meth:`stop`, a signal, or drained. A second signal ends at once, releasing everything."""
@@ -90,6 +92,7 @@ class Worker:
                 resources, app.lifecycle.middleware, app.blobs, app.max_message_size
             ), children)  # fmt: skip
             await self._on_broker_thread(self._begin)
+            self.ready = True
             orphaned = asyncio.ensure_future(self._stop_when_orphaned())
             logger.info("worker %d works on %s", os.getpid(), ", ".join(names))
             await self._stopping.wait()

@@ -1,0 +1,187 @@
+"""Workers that are killed, frozen or kill themselves."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from postroom import JobState
+from tests.faults.processes import Stage, records_of, stage, states, wait_until_done
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> Iterator[Stage]:
+    with stage(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def tasks(faults: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The app's module in this process, as its producer."""
+    module = producer(faults, monkeypatch)
+    yield module
+    module.app.close()
+
+
+def producer(faults: Stage, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    for name in ("POSTROOM_BROKER", "FAULTS_JOURNAL", "FAULTS_ACCOUNTS", "FAULTS_LEASE"):
+        monkeypatch.setenv(name, faults.environment[name])
+    sys.modules.pop("tests.faults.app", None)
+    return importlib.import_module("tests.faults.app")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_killing_a_worker_every_second_loses_nothing(faults: Stage, tasks: ModuleType) -> None:
+    """I1, I3, I6, C4: 4 workers, 10,000 jobs; done = sent, a second start only after its holder was killed."""
+    jobs = tasks.work.enqueue_many(tasks.work.call(0.02) for _ in range(10_000))
+    ids = [job.id for job in jobs]
+    workers = [faults.worker("20") for _ in range(4)]
+    killed: set[int] = set()
+    rng = random.Random(4)
+    deadline = time.monotonic() + 180
+    while tasks.app.stats()[0].ready + tasks.app.stats()[0].running > 0:
+        assert time.monotonic() < deadline, faults.tail()
+        time.sleep(1.0)
+        victim = rng.choice(workers)
+        killed.add(victim.pid)
+        faults.kill(victim)
+        workers[workers.index(victim)] = faults.worker("20")
+    wait_until_done(tasks.app, faults, 30)
+
+    assert len(killed) >= 3, "the jobs were done before the workers could be killed"
+    ends, starts = faults.counts("end"), faults.counts("start")
+    assert set(ends) == set(ids)
+    assert states(tasks.app, ids) == {JobState.SUCCEEDED: 10_000}
+    holders: dict[str, list[int]] = {}
+    for record in faults.records():
+        if record["event"] == "start":
+            holders.setdefault(record["id"], []).append(record["pid"])
+    unexplained = [job_id for job_id, pids in holders.items() if not set(pids[:-1]) <= killed]
+    assert not unexplained
+    assert sum(starts.values()) - len(ids) <= 20 * len(killed), "only what a killed worker ran is run again"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_redelivery_after_a_kill_is_prompt(faults: Stage, tasks: ModuleType) -> None:
+    """C4: another worker starts the message within 2 s (p99) of the kill; the message runs apart, as a suspect."""
+    delays = []
+    survivor = faults.worker("5")
+    first = tasks.block.enqueue(0.0)
+    first.result(timeout=20)
+    for _ in range(10):
+        survivor.send_signal(signal.SIGSTOP)
+        victim = faults.worker("5")
+        job = tasks.block.enqueue(0.3)
+        faults.wait_for("start", job.id)
+        survivor.send_signal(signal.SIGCONT)
+        killed_at = time.monotonic()
+        faults.kill(victim)
+        second = faults.wait_for("start", job.id, times=2)[1]
+        delays.append(second["t"] - killed_at)
+        assert job.result(timeout=20) == "done"
+        assert records_of(tasks.app, job.id).attempt == 2
+    assert max(delays) <= 2.0, delays
+    print(f"redelivery after kill -9: median {statistics.median(delays):.2f} s, max {max(delays):.2f} s")
+
+
+def test_a_frozen_worker_is_fenced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I8, C5: frozen past its lease, the message runs elsewhere; thawed, the first worker settles nothing."""
+    with stage(tmp_path, lease=1.0) as faults:
+        tasks = producer(faults, monkeypatch)
+        first = faults.worker("5")
+        job = tasks.block.enqueue(1.5)
+        faults.wait_for("start", job.id)
+        os.kill(first.pid, signal.SIGSTOP)
+        faults.worker("5")
+        faults.wait_for("end", job.id)
+        wait_until_done(tasks.app, faults, 20)
+        before = records_of(tasks.app, job.id)
+        os.kill(first.pid, signal.SIGCONT)
+        faults.wait_for_log("lost the lease|not settled")
+        after = records_of(tasks.app, job.id)
+        assert before == after
+        assert (after.state, after.attempt) == (JobState.SUCCEEDED, 2)
+        assert [failure.reason for failure in after.failures] == ["worker_lost"]
+        tasks.app.close()
+
+
+def test_killers_among_innocents(faults: Stage, tasks: ModuleType) -> None:
+    """I11b, C7: three killers and 200 healthy messages in one queue; exactly the killers die, each after 5 starts."""
+    calls = [tasks.healthy.call() for _ in range(200)]
+    killers = [tasks.killer.call() for _ in range(3)]
+    mixed = calls[:50] + killers[:1] + calls[50:100] + killers[1:2] + calls[100:150] + killers[2:] + calls[150:]
+    tasks.healthy.enqueue_many(mixed)
+    workers = [faults.worker("50") for _ in range(2)]
+    deadline = time.monotonic() + 90
+    while any(stats.ready + stats.delayed + stats.running for stats in tasks.app.stats()):
+        assert time.monotonic() < deadline, (tasks.app.stats(), faults.tail())
+        for worker in list(workers):
+            if worker.poll() is not None:
+                workers.remove(worker)
+                faults.workers.remove(worker)
+                workers.append(faults.worker("50"))
+        time.sleep(0.1)
+    bad = [call.message.id for call in killers]
+    assert states(tasks.app, [call.message.id for call in calls]) == {JobState.SUCCEEDED: 200}
+    assert states(tasks.app, bad) == {JobState.DEAD: 3}
+    starts = faults.counts("start")
+    assert [starts[job_id] for job_id in bad] == [5, 5, 5]
+    letters = tasks.app.dead_letters("mixed").list()
+    assert sorted(letter.message.id for letter in letters) == sorted(bad)
+    assert all([failure.reason for failure in letter.failures] == ["worker_lost"] * 5 for letter in letters)
+
+
+@pytest.mark.parametrize("how", ["exit", "kill"])
+def test_a_crash_in_a_child_process_harms_nobody(faults: Stage, tasks: ModuleType, how: str) -> None:
+    """C7: five starts, then a dead letter; the worker itself never dies."""
+    worker = faults.worker("5")
+    job = tasks.crash.enqueue(how)
+    status = job.outcome(timeout=30)
+    assert status.state is JobState.DEAD
+    assert [failure.reason for failure in status.failures] == ["worker_lost"] * 5
+    assert faults.counts("start")[job.id] == 5
+    assert tasks.crash.enqueue("not").outcome(timeout=20).state is JobState.SUCCEEDED
+    assert worker.poll() is None
+
+
+def test_a_timeout_kills_a_spinning_child(faults: Stage, tasks: ModuleType) -> None:
+    faults.worker("5")
+    job = tasks.spin.enqueue()
+    status = job.outcome(timeout=30)
+    assert status.state is JobState.DEAD
+    assert status.error is not None
+    assert status.error.reason == "timeout"
+    (start,) = faults.wait_for("start", job.id)
+    with pytest.raises(ProcessLookupError):
+        os.kill(start["pid"], 0)
+
+
+def test_children_die_with_their_worker(faults: Stage, tasks: ModuleType) -> None:
+    worker = faults.worker("5")
+    job = tasks.crash.enqueue("spin")
+    (start,) = faults.wait_for("start", job.id)
+    assert start["pid"] != worker.pid
+    faults.kill(worker)
+    deadline = time.monotonic() + 10
+    while _alive(start["pid"]):
+        assert time.monotonic() < deadline, "the child outlived its worker"
+        time.sleep(0.02)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
