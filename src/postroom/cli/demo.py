@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,9 +62,6 @@ def demo(photos: Path | None, out: Path, workers: int, broker: str | None, keep:
         )
     if os.name == "nt":
         raise click.ClickException("the demo kills processes as Unix does; run it on Linux, macOS or in WSL")
-    # Ended from outside, it must still end its own processes.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     sys.exit(_run(photos, out, workers, broker, keep, no_color))
 
 
@@ -79,6 +76,9 @@ def _run(photos: Path | None, out: Path, workers: int, broker: str | None, keep:
         raise click.ClickException(str(error)) from error
     if len(chosen) > _MOST_PHOTOS:
         narrator.say(f"{photos} has {len(chosen)} photographs; the first {_MOST_PHOTOS} are taken")
+    # Ended from outside, it must still end its own processes.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     try:
         return _play(narrator, chosen[:_MOST_PHOTOS], out, workers, broker, keep)
     except KeyboardInterrupt:
@@ -118,6 +118,9 @@ def _stay(narrator: Narrator, service: Service, photo: Path) -> None:
         f"ls {service.out}"
     )
     narrator.say("Ctrl-C stops it and removes everything but the contact sheet.")
-    while True:
-        service.processes.must_run()
-        threading.Event().wait(0.5)
+    try:
+        while True:
+            service.processes.must_run()
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        narrator.say("\nStopping …")

@@ -97,15 +97,16 @@ class Processes:
         return "\n".join(f"--- {process.command}\n{process.tail()}" for process in self._all)
 
     def stop(self) -> None:
-        """End all gracefully, and with force after a while. A second Ctrl-C does not break this off."""
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        """End all gracefully, and with force after a while."""
+        # The demo is over: neither a second Ctrl-C nor a closed terminal may break off the cleaning up.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         for process in self._all:
             process.terminate()
         deadline = time.monotonic() + _PATIENCE
         for process in self._all:
             process.wait(deadline)
         self._all.clear()
-        signal.signal(signal.SIGINT, before)
 
 
 def free_port() -> int:

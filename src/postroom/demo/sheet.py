@@ -33,8 +33,8 @@ def write(target: Path, title: Sequence[str], pictures: Sequence[tuple[str, Path
 
 def _grid(tiles: int) -> tuple[int, int]:
     """The columns and rows that leave the fewest tiles empty, about as wide as a screen."""
-    widest = max(1, round(math.sqrt(tiles * 1.6)))
-    columns = min((widest, max(1, widest - 1)), key=lambda columns: -tiles % columns)
+    wide = round(math.sqrt(tiles * 1.6))
+    columns = min((wide, wide + 1), key=lambda columns: -tiles % columns)
     return columns, -(-tiles // columns)
 
 

@@ -262,7 +262,12 @@ class Story:
 
     def draw(self, target: Path) -> None:
         """Write the contact sheet."""
-        title = ["Postroom", f"{len(self.pictures)} thumbnails", f"{self.workers} workers, one SQLite file"]
+        title = [
+            "Postroom",
+            f"{len(self.pictures)} thumbnails",
+            f"by {_plural(self.workers, 'worker process', 'es')}",
+            "while two were killed",
+        ]
         sheet.write(
             target, title, [(caption, self.service.out / "thumbnails" / name) for caption, name in self.pictures]
         )
@@ -287,5 +292,5 @@ def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms"
 
 
-def _plural(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+def _plural(number: int, word: str, ending: str = "s") -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}{ending}"
