@@ -158,7 +158,7 @@ def test_a_claim_that_does_not_hold_fails_the_demo(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "letter.jpg").write_text("Dear Sir or Madam")
-    demo = Demo(tmp_path, "--photos", str(photos), "--workers", "1")
+    demo = Demo(tmp_path, "--photos", str(photos), "--workers", "2")
     assert demo.wait() == 1, demo.text()
     assert "The demo failed: not so: the job for letter succeeds" in demo.text()
     assert "cannot identify image file" in demo.text()

@@ -36,7 +36,7 @@ _SHEETS = (".jpg", ".jpeg", ".png")
     show_default=True,
     help="Where the contact sheet goes (.jpg or .png).",
 )
-@click.option("--workers", type=click.IntRange(1, 32), default=5, show_default=True, help="Worker processes.")
+@click.option("--workers", type=click.IntRange(2, 32), default=5, show_default=True, help="Worker processes.")
 @click.option("--broker", metavar="URL", help="Broker to run on; default: a temporary SQLite file.")
 @click.option("--keep", is_flag=True, help="Leave gateway and workers running until Ctrl-C, to try it yourself.")
 @click.option("--no-color", is_flag=True, help="No colours (also by the environment variable NO_COLOR).")

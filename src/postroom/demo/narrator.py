@@ -9,6 +9,7 @@ from typing import Literal
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
@@ -53,15 +54,15 @@ class Narrator:
         """Put the mark on a claim that holds. Raises ``DemoFailed`` with what was ``found`` otherwise."""
         if not holds:
             raise DemoFailed(f"not so: {claim}\nfound: {found}")
-        self.console.print(f"[bold green]{self._mark}[/] {escape(claim)}")
+        self.console.print(self._marked(claim))
 
     def table(self, columns: Sequence[tuple[str, Literal["left", "right"]]], rows: Sequence[Sequence[str]]) -> None:
-        table = Table(box=self._box, pad_edge=False, header_style="bold")
+        table = Table(box=self._box, show_edge=False, pad_edge=False, header_style="bold")
         for name, side in columns:
             table.add_column(name, justify=side, overflow="fold")
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
-        self.console.print(table)
+        self.console.print(Padding(table, (0, 0, 1, 2), expand=False))
 
     @contextmanager
     def waiting(self, text: str, total: int | None = None) -> Iterator[Waiting]:
@@ -71,6 +72,12 @@ class Narrator:
             columns += [BarColumn(bar_width=30), MofNCompleteColumn()]
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             yield Waiting(progress, progress.add_task(escape(text), total=total))
+
+    def _marked(self, claim: str) -> Table:
+        """A grid, so that a long claim is wrapped beside its mark and not below it."""
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(f"[bold green]{self._mark}[/]", escape(claim))
+        return grid
 
     def failed(self, text: str) -> None:
         """The end of a demo that did not come out: the first line says why, the others are details."""

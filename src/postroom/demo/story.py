@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -55,7 +56,7 @@ class Story:
     def hand_in(self) -> None:
         """The photographs go in over HTTP and come out as thumbnails."""
         narrator, service = self.narrator, self.service
-        narrator.heading(f"1  {len(self.photos)} photographs over HTTP")
+        narrator.heading(f"1  {_plural(len(self.photos), 'photograph')} over HTTP")
         handed: list[Handed] = []
         with narrator.waiting("uploading", len(self.photos)) as waiting:
             for photo in self.photos:
@@ -90,7 +91,7 @@ class Story:
         count = len(handed)
         self.narrator.check(
             len({item.job_id for item in handed}) == count,
-            f"{count} of {count} answered 202, each stored on disk before; slowest {_milliseconds(slowest)}",
+            f"{count} of {count} answered 202 Accepted, the slowest after {_milliseconds(slowest)}",
             handed,
         )
         self.narrator.check(
@@ -98,8 +99,15 @@ class Story:
             f"each was handled once, by {_plural(len(pids), 'worker')} sharing the queue",
             starts,
         )
-        self.summary.append(("202 means stored", f"{count} photos, slowest answer {_milliseconds(slowest)}"))
-        self.summary.append(("workers share one queue", f"{count} jobs, each run once, by {len(pids)} processes"))
+        self.summary.append(
+            ("202 means stored", f"{count} accepted, {count} done; slowest answer {_milliseconds(slowest)}")
+        )
+        self.summary.append(
+            (
+                "workers share one queue",
+                f"{_plural(count, 'job')}, each run once, by {_plural(len(pids), 'process', 'es')}",
+            )
+        )
 
     def fan_out(self) -> None:
         """Each thumbnail is an event; three subscriptions hear of it independently."""
@@ -154,8 +162,8 @@ class Story:
         with narrator.waiting("a worker is half-way through"):
             service.wait("half-way progress", lambda: service.status(job_id).get("progress"))
         [first] = evidence.lines("start", job_id=job_id)
-        os.kill(first.pid, signal.SIGKILL)
         killed_at = time.time()
+        os.kill(first.pid, signal.SIGKILL)
         narrator.check(
             not evidence.lines("end", job_id=job_id), f"worker {first.pid} was half-way through {name}: killed", job_id
         )
@@ -168,7 +176,7 @@ class Story:
         starts = evidence.lines("start", job_id=job_id)
         narrator.check(
             len(starts) == 2 and status["attempt"] == 2,
-            "finished on attempt 2; the death counts as a failed attempt, so a job that kills cannot loop",
+            "finished on attempt 2: a death counts, so a job that kills cannot loop",
             (starts, status),
         )
         with narrator.waiting("a new worker"):
@@ -194,7 +202,7 @@ class Story:
         self._show(letter)
         narrator.check(
             len(letter["failures"]) == 5 and len(service.evidence.lines("start", job_id=job_id)) == 5,
-            "exactly 5 starts; body, file and every error are kept until somebody decides",
+            "exactly 5 starts; body, file and all errors are kept until you decide",
             letter,
         )
         copy = service.uploads / job_id / "photo" / name
@@ -209,11 +217,11 @@ class Story:
         narrator.check(
             service.client.get(path).status == 404, "the same job has succeeded, and the dead letter is gone", job_id
         )
-        self.summary.append(("five strikes, then kept", "dead after 5 attempts, repaired, redriven, succeeded"))
+        self.summary.append(("five strikes, then kept", "dead after 5 attempts, repaired, redriven, done"))
 
     def _show(self, letter: dict[str, Any]) -> None:
         self.narrator.quote(f"dead letter {letter['id']}\nqueue {letter['subscription']}, task {letter['name']}")
-        self.narrator.quote(f"body  {letter['body']}")
+        self.narrator.quote(f"body  {json.dumps(letter['body'])}")
         self.narrator.table(
             [("attempt", "right"), ("error", "left")],
             [(str(item["attempt"]), f"{item['error']}: {item['message']}") for item in letter["failures"]],
@@ -225,19 +233,19 @@ class Story:
         narrator.heading("5  A payment delivered twice, applied once")
         balance = "SELECT amount FROM accounts WHERE name = 'alice'"
         before = evidence.value(balance)
-        narrator.say("  UPDATE accounts SET amount = amount - 10 …, then the worker dies before its ack")
+        narrator.say("  amount = amount - 10, and the worker dies after the commit, before the ack")
         job_id = service.enqueue("pay", {"account": "alice", "amount": 10, "crash": True}).body["id"]
         with narrator.waiting("two deliveries"):
             status = service.ended(job_id)
         starts = evidence.lines("start", job_id=job_id)
         narrator.check(
             len(starts) == 2 and starts[0].pid != starts[1].pid,
-            f"delivered twice: worker {starts[0].pid} died after its commit, worker {starts[-1].pid} came next",
+            f"delivered twice: to worker {starts[0].pid}, which died, and to worker {starts[-1].pid}",
             starts,
         )
         narrator.check(
             status["state"] == "succeeded" and status.get("result") is None,
-            "the second found the mark of ctx.once in the user's own database and changed nothing",
+            "the second found the mark of ctx.once beside the data and changed nothing",
             status,
         )
         marks = evidence.value("SELECT count(*) FROM postroom_inbox WHERE message_id = ?", job_id)
@@ -258,7 +266,7 @@ class Story:
             f"nothing waits, nothing is lost: {letters} thumbnails, {letters} letters, no dead letters",
             letters,
         )
-        narrator.say(f"  {seconds:.1f} s, {len(set(service.pids()))} worker processes, 2 of them killed")
+        narrator.say(f"  {seconds:.1f} s; two workers were killed on the way")
 
     def draw(self, target: Path) -> None:
         """Write the contact sheet."""
