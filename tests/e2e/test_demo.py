@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -91,6 +91,21 @@ class Demo:
         assert list(self.temporary.glob("postroom-demo-*")) == []
 
 
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
+    """Starts the demo; a test that fails leaves none running."""
+    started: list[Demo] = []
+
+    def begin(*arguments: str) -> Demo:
+        started.append(Demo(tmp_path, *arguments))
+        return started[-1]
+
+    yield begin
+    for demo in started:
+        demo.process.kill()
+        demo.process.wait()
+
+
 def until(look: Callable[[], T], seconds: float) -> T:
     deadline = time.monotonic() + seconds
     while not (found := look()) and time.monotonic() < deadline:
@@ -98,10 +113,10 @@ def until(look: Callable[[], T], seconds: float) -> T:
     return found
 
 
-def test_it_keeps_every_promise_and_leaves_only_the_contact_sheet(tmp_path: Path) -> None:
+def test_it_keeps_every_promise_and_leaves_only_the_contact_sheet(start: Callable[..., Demo], tmp_path: Path) -> None:
     photos = photographs(example() / "photos")
     assert len(photos) >= 8
-    demo = Demo(tmp_path)
+    demo = start()
     assert demo.wait() == 0, demo.text()
     text = demo.text()
     summary = text[text.index("Summary") :]
@@ -119,8 +134,8 @@ def test_it_keeps_every_promise_and_leaves_only_the_contact_sheet(tmp_path: Path
     demo.left_nothing()
 
 
-def test_keep_serves_until_ctrl_c(tmp_path: Path) -> None:
-    demo = Demo(tmp_path, "--keep", "--workers", "2", "--out", "sheet.png")
+def test_keep_serves_until_ctrl_c(start: Callable[..., Demo], tmp_path: Path) -> None:
+    demo = start("--keep", "--workers", "2", "--out", "sheet.png")
     url = demo.wait_for(r"curl (http://127\.0\.0\.1:\d+)/v1/queues")[1]
     demo.wait_for("Ctrl-C stops it")
     with urllib.request.urlopen(f"{url}/readyz", timeout=10) as answer:
@@ -137,16 +152,16 @@ def test_keep_serves_until_ctrl_c(tmp_path: Path) -> None:
     (signal.SIGINT, "A photo service", 130),
     (signal.SIGTERM, "half-way through .* killed", 143),
 ])  # fmt: skip
-def test_a_signal_ends_everything(tmp_path: Path, number: int, moment: str, code: int) -> None:
-    demo = Demo(tmp_path)
+def test_a_signal_ends_everything(start: Callable[..., Demo], number: int, moment: str, code: int) -> None:
+    demo = start()
     demo.wait_for(moment)
     demo.process.send_signal(number)
     assert demo.wait() == code, demo.text()
     demo.left_nothing()
 
 
-def test_processes_do_not_outlive_a_demo_that_is_killed(tmp_path: Path) -> None:
-    demo = Demo(tmp_path)
+def test_processes_do_not_outlive_a_demo_that_is_killed(start: Callable[..., Demo]) -> None:
+    demo = start()
     demo.wait_for("workers are up")
     assert demo.relatives()
     demo.process.kill()
@@ -154,11 +169,11 @@ def test_processes_do_not_outlive_a_demo_that_is_killed(tmp_path: Path) -> None:
     assert until(lambda: not demo.relatives(), 30.0), demo.relatives()
 
 
-def test_a_claim_that_does_not_hold_fails_the_demo(tmp_path: Path) -> None:
+def test_a_claim_that_does_not_hold_fails_the_demo(start: Callable[..., Demo], tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "letter.jpg").write_text("Dear Sir or Madam")
-    demo = Demo(tmp_path, "--photos", str(photos), "--workers", "2")
+    demo = start("--photos", str(photos), "--workers", "2")
     assert demo.wait() == 1, demo.text()
     assert "The demo failed: not so: the job for letter succeeds" in demo.text()
     assert "cannot identify image file" in demo.text()
