@@ -34,7 +34,7 @@ class Executor:
     def has_middleware(self) -> bool:
         return bool(self._middleware)
 
-    def call(self, work: Work, interrupt: Callable[[], None] | None) -> Outcome:
+    def call(self, work: Work, interrupt: Callable[[Work], None] | None) -> Outcome:
         """Run a sync handler in the current thread. Never raises."""
         try:
             work.start(interrupt)
@@ -43,7 +43,7 @@ class Executor:
             return self._failed(work, error)
         return decide.succeeded(value, work.delivery, self._max_size)
 
-    async def acall(self, work: Work, interrupt: Callable[[], None] | None) -> Outcome:
+    async def acall(self, work: Work, interrupt: Callable[[Work], None] | None) -> Outcome:
         """Await an async handler, within the middleware. Never raises."""
         try:
             work.start(interrupt)
@@ -56,7 +56,7 @@ class Executor:
         return decide.succeeded(value, work.delivery, self._max_size)
 
     async def acall_in(
-        self, work: Work, interrupt: Callable[[], None], run: Callable[[Callable[[], Any]], Awaitable[Any]]
+        self, work: Work, interrupt: Callable[[Work], None], run: Callable[[Callable[[], Any]], Awaitable[Any]]
     ) -> Outcome:
         """Run a sync handler by ``run`` (in a thread), within the middleware. Never raises."""
         try:

@@ -144,7 +144,7 @@ class ChildPool:
                 self._idle.append(process)
                 return work.interrupted()
             starts(work)
-            work.start(process.kill)
+            work.start(lambda _: process.kill())
             try:
                 outcome = await process.run(work, lambda progress: report(work, progress))
             except ChildLost as error:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from postroom.broker.base import Delivery, Outcome, Release
@@ -51,7 +51,7 @@ class Runner:
         self._left: deque[float] = deque()
         """Seconds each handler took that ended in a thread since the last turn."""
         self._scheduled = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[Work, asyncio.Task[None]] = {}
         self.running = 0
         self.turns = 0
         """How often this loop has come round to starting handlers."""
@@ -80,7 +80,7 @@ class Runner:
         """Wait until no handler runs."""
         while self.running:
             if self._tasks:
-                await asyncio.wait(set(self._tasks), timeout=0.05)
+                await asyncio.wait(self._tasks.values(), timeout=0.05)
             else:
                 await asyncio.sleep(0.02)
             self._turn()
@@ -105,13 +105,13 @@ class Runner:
         self._note_started(here)
         for work in here:
             if work.handler.is_async:
-                self._spawn(self._run_async(work))
+                self._spawn(work, self._run_async(work))
             elif self._executor.has_middleware:
-                self._spawn(self._run_surrounded(work))
+                self._spawn(work, self._run_surrounded(work))
             else:
                 self._run_in_thread(work)
         for work in isolated:
-            self._spawn(self._run_isolated(work))
+            self._spawn(work, self._run_isolated(work))
 
     def _next(self) -> list[Work]:
         works: list[Work] = []
@@ -141,16 +141,13 @@ class Runner:
         # A suspect may be the one that kills its process: it runs where it can kill nobody else.
         return self._children is not None and (work.delivery.suspect or work.handler.options.isolation is not None)
 
-    def _spawn(self, coroutine: Any) -> None:
-        task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _spawn(self, work: Work, coroutine: Coroutine[Any, Any, None]) -> None:
+        # Held here, as the loop itself holds its tasks only weakly.
+        self._tasks[work] = self._loop.create_task(coroutine)
 
     async def _run_async(self, work: Work) -> None:
-        task = asyncio.current_task()
-        assert task is not None
         self._limit_time(work)
-        outcome = await self._executor.acall(work, self._canceller(task))
+        outcome = await self._executor.acall(work, self._cancel)
         self._finish(work, outcome)
 
     async def _run_surrounded(self, work: Work) -> None:
@@ -158,7 +155,7 @@ class Runner:
         guard = Interruptible()
         self._limit_time(work)
         outcome = await self._executor.acall_in(
-            work, guard.interrupt, lambda function: self._in_thread(guard, function)
+            work, lambda _: guard.interrupt(), lambda function: self._in_thread(guard, function)
         )
         self._finish(work, outcome)
 
@@ -185,7 +182,7 @@ class Runner:
         outcome: list[Outcome] = []
         begin = time.monotonic()
         try:
-            guard.run(lambda: outcome.append(self._executor.call(work, guard.interrupt)))
+            guard.run(lambda: outcome.append(self._executor.call(work, lambda _: guard.interrupt())))
         except Interrupted:
             logger.debug("%s was interrupted at its very end", work.delivery.message.id)
         self._settler.add(work, outcome[0] if outcome else work.interrupted())
@@ -216,17 +213,18 @@ class Runner:
             raise cancelled
         return done.result()
 
-    def _canceller(self, task: asyncio.Task[None]) -> Callable[[], None]:
-        def cancel() -> None:
+    def _cancel(self, work: Work) -> None:
+        """Cancel the task of an async handler. From any thread."""
+        task = self._tasks.get(work)
+        if task is not None:
             self._loop.call_soon_threadsafe(task.cancel)
-
-        return cancel
 
     def _limit_time(self, work: Work) -> None:
         if work.handler.options.timeout is not None:
             self._watch(work)
 
     def _finish(self, work: Work, outcome: Outcome) -> None:
+        del self._tasks[work]
         self._settler.add(work, outcome)
         self._vacate(time.time() - work.started_at if work.started_at else 0.0)
         if not self._scheduled and self._inbox:

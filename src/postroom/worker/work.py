@@ -29,9 +29,10 @@ class Work:
     """A delivery, the handler it goes to, and how to interrupt it."""
 
     __slots__ = (
+        "_context",
         "_interrupt",
+        "_report",
         "claimed_at",
-        "context",
         "delivery",
         "handler",
         "source",
@@ -58,16 +59,30 @@ class Work:
         self.why: Why | None = None
         self.timer: asyncio.TimerHandle | None = None
         """Ends the handler when its time is up; belongs to the broker's loop."""
-        self.context = Context(
-            delivery.message,
-            delivery.subscription,
-            delivery.attempt,
-            handler.options.retry.max_attempts,
-            lambda progress: report(self, progress),
-        )
-        self._interrupt: Callable[[], None] | None = None
+        self._report = report
+        self._context: Context | None = None
+        self._interrupt: Callable[[Work], None] | None = None
 
-    def start(self, interrupt: Callable[[], None] | None) -> None:
+    @property
+    def context(self) -> Context:
+        """What the handler is told. Made when first asked for: most handlers never do."""
+        with _mutex:
+            if self._context is None:
+                self._context = self._make_context()
+            return self._context
+
+    def _make_context(self) -> Context:
+        context = Context(
+            self.delivery.message,
+            self.delivery.subscription,
+            self.delivery.attempt,
+            self.handler.options.retry.max_attempts,
+            lambda progress: self._report(self, progress),
+        )
+        context.cancelled = self.why is not None
+        return context
+
+    def start(self, interrupt: Callable[[Work], None] | None) -> None:
         """Note the start. ``interrupt`` ends the handler as far as that is possible; it is called at most once."""
         self.started_at = time.time()
         with _mutex:
@@ -98,6 +113,7 @@ class Work:
         return Release()
 
     def _end(self) -> None:
-        self.context.cancelled = True
+        if self._context is not None:
+            self._context.cancelled = True
         if self._interrupt is not None:
-            self._interrupt()
+            self._interrupt(self)
