@@ -35,7 +35,7 @@ class Intake:
         self.reporter = Reporter(sources)
         self.settler = Settler(loop, self.fetcher.freed, self._ended)
         self._keeper = LeaseKeeper(sources, lambda work: work.interrupt("lost"))
-        self._on_ended: Callable[[Work], None] = lambda work: None
+        self._on_ended: Callable[[list[Work]], None] = lambda works: None
 
     @classmethod
     async def open(cls, broker: Broker, topology: Topology, names: Sequence[str], concurrency: int) -> Intake:
@@ -46,7 +46,9 @@ class Intake:
             sources.append(Source(name, await broker.consume(name, lease=lease), lease))
         return cls(broker, topology, sources, concurrency)
 
-    def start(self, runner: Runner, failed: Callable[[BaseException], None], ended: Callable[[Work], None]) -> None:
+    def start(
+        self, runner: Runner, failed: Callable[[BaseException], None], ended: Callable[[list[Work]], None]
+    ) -> None:
         """Begin to fetch for ``runner``. ``failed`` is told what ended one of the loops, which nothing should."""
         self._runner = runner
         self._on_ended = ended
@@ -106,8 +108,8 @@ class Intake:
         """For a task that is not known here: nothing of the handler is used but its options."""
         return self._topology.handlers(source.name)[0]
 
-    def _ended(self, work: Work) -> None:
-        self._on_ended(work)
+    def _ended(self, works: list[Work]) -> None:
+        self._on_ended(works)
 
 
 def _tell(failed: Callable[[BaseException], None], task: asyncio.Task[None]) -> None:

@@ -193,8 +193,9 @@ class Worker:
         self._failure = error
         self._loop.call_soon_threadsafe(self._stopping.set)
 
-    def _ended(self, work: Work) -> None:
-        handler = work.handler
-        if isinstance(handler, TaskHandler) and handler.uploads:
-            # Off the broker's loop: deleting files can wait for a disk.
-            asyncio.get_running_loop().run_in_executor(None, self._app.blobs.remove, work.delivery.message.id)
+    def _ended(self, works: list[Work]) -> None:
+        for work in works:
+            handler = work.handler
+            if isinstance(handler, TaskHandler) and handler.uploads:
+                # Off the broker's loop: deleting files can wait for a disk.
+                asyncio.get_running_loop().run_in_executor(None, self._app.blobs.remove, work.delivery.message.id)

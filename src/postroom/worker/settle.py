@@ -23,10 +23,10 @@ class Settler:
     """``add`` may be called from any thread; the rest happens on the broker's loop."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, freed: Callable[[int], None], ended: Callable[[Work], None]
+        self, loop: asyncio.AbstractEventLoop, freed: Callable[[int], None], ended: Callable[[list[Work]], None]
     ) -> None:
         """``freed(n)``: n deliveries are being settled, as many may be fetched.
-        ``ended(work)``: the message has come to its end, durably."""
+        ``ended(works)``: these messages have come to their end, durably."""
         self.loop = loop
         self._freed = freed
         self._ended = ended
@@ -78,15 +78,16 @@ class Settler:
                 logger.warning("%s: cannot settle %d messages, trying again: %s", source.name, len(pairs), error)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LAST_PAUSE)
+        ended: list[Work] = []
         for (work, outcome), refusal in zip(batch, errors, strict=True):
             source.held.pop(work.delivery, None)
             if refusal is not None:
                 logger.warning("%s: %s was not settled: %s", source.name, work.delivery.message.id, refusal)
-                continue
-            if isinstance(outcome, Ack | Cancel):
-                self._ended(work)
-            elif isinstance(outcome, Dead | RetryOutcome):
+            elif isinstance(outcome, (Ack, Cancel)):
+                ended.append(work)
+            elif isinstance(outcome, (Dead, RetryOutcome)):
                 _log(work, outcome)
+        self._ended(ended)
 
 
 def _log(work: Work, outcome: Dead | RetryOutcome) -> None:
