@@ -1,0 +1,31 @@
+"""From a URL to a broker: schemes are entry points, so that anybody can add one."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from postroom.broker.base import Broker
+from postroom.clock import Clock
+from postroom.errors import ConfigurationError
+
+GROUP = "postroom.brokers"
+"""The entry-point group: name = scheme of the URL, value = a class that takes ``(url, *, clock=None)``."""
+
+
+def make_broker(url: str, *, clock: Clock | None = None) -> Broker:
+    """The broker for a URL, not connected yet. Raises ``ConfigurationError``."""
+    scheme, separator, _ = url.partition("://")
+    known = {point.name: point for point in entry_points(group=GROUP)}
+    if not separator or scheme not in known:
+        raise ConfigurationError(
+            f"no broker for {scheme + separator or url!r}; known are {', '.join(f'{name}://' for name in sorted(known))}, "
+            "and others by installing a package that provides them"
+        )
+    try:
+        broker_class = known[scheme].load()
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{scheme}:// needs a package that is missing ({error}); pip install 'postroom[{scheme}]'"
+        ) from error
+    broker: Broker = broker_class(url, clock=clock)
+    return broker

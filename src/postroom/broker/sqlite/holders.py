@@ -1,0 +1,111 @@
+"""Who is alive: every consuming process holds a lock on a file, in which it notes what it has claimed.
+
+The operating system gives the lock back whatever kills the process, so whoever finds it free knows that its
+holder is gone, and reads in the file which messages it had, and which of them it had started.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: nobody's death is seen, leases alone bring messages back.
+    fcntl = None  # type: ignore[assignment]
+
+SUPPORTED = fcntl is not None
+
+_ENTRY = struct.Struct("<qqB7x")
+_GROWTH = 1024
+_STARTED_AT = 16
+
+# POSIX locks belong to the process, and closing any descriptor of a file gives them up: files of this very
+# process must never be opened by it a second time.
+_own: dict[int, dict[str, Journal]] = {}
+
+
+class Journal:
+    """The file of this process: fixed slots of (seq, lease, started), in memory shared with the page cache.
+
+    What is written here survives the death of the process at any instruction; it is not synced, for when the
+    machine dies every lease is void anyway.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
+        self.path = directory / uuid.uuid4().hex
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        os.ftruncate(self._descriptor, _GROWTH * _ENTRY.size)
+        if fcntl is not None:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _own.setdefault(os.getpid(), {})[self.path.name] = self
+        self._memory = mmap.mmap(self._descriptor, 0)
+        self._free = list(range(_GROWTH))
+
+    def note(self, seq: int, lease: int) -> int:
+        """Note a claim, before it is committed. Returns its slot."""
+        if not self._free:
+            self._grow()
+        slot = self._free.pop()
+        _ENTRY.pack_into(self._memory, slot * _ENTRY.size, seq, lease, 0)
+        return slot
+
+    def start(self, slot: int) -> None:
+        """Note that the handler is about to run."""
+        self._memory[slot * _ENTRY.size + _STARTED_AT] = 1
+
+    def clear(self, slot: int) -> None:
+        """The claim is settled, or was never committed."""
+        _ENTRY.pack_into(self._memory, slot * _ENTRY.size, 0, 0, 0)
+        self._free.append(slot)
+
+    def content(self) -> bytes:
+        return self._memory[:]
+
+    def close(self) -> None:
+        """Give up the lock and remove the file."""
+        self._memory.close()
+        self.path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+        _own.get(os.getpid(), {}).pop(self.path.name, None)
+
+    def _grow(self) -> None:
+        slots = len(self._memory) // _ENTRY.size
+        self._memory.close()
+        os.ftruncate(self._descriptor, (slots + _GROWTH) * _ENTRY.size)
+        self._memory = mmap.mmap(self._descriptor, 0)
+        self._free = list(range(slots, slots + _GROWTH))
+
+
+def is_dead(path: Path) -> bool:
+    """Whether the process that holds the file has died. A missing file is a dead one's."""
+    if fcntl is None or path.name in _own.get(os.getpid(), ()):
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def claims(path: Path) -> Iterator[tuple[int, int, bool]]:
+    """What a holder has noted: (seq, lease, started)."""
+    own = _own.get(os.getpid(), {}).get(path.name)
+    try:
+        content = path.read_bytes() if own is None else own.content()
+    except FileNotFoundError:
+        return
+    for seq, lease, started in _ENTRY.iter_unpack(content[: len(content) // _ENTRY.size * _ENTRY.size]):
+        if lease:
+            yield seq, lease, bool(started)

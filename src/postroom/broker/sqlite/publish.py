@@ -1,0 +1,201 @@
+"""Storing messages: a row for each subscription, one for the log, one for an idempotency key."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from postroom.broker.sqlite.filetime import FileClock
+from postroom.broker.sqlite.routing import Destination, Routes
+from postroom.broker.sqlite.schema import SUCCEEDED, WAITING
+from postroom.errors import IdempotencyConflict, PostroomError, QueueFull, TopicNotFound
+from postroom.message import Message
+
+_INSERT = """
+INSERT OR IGNORE INTO message
+    (sub, lane, visible_at, due, state, id, line, topic, name, body, headers, key,
+     created_at, not_before, expires_at, result_ttl, finished_at, purge_at)
+VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+"""
+_LOG = "INSERT INTO log (topic, published_at, purge_at, message) VALUES (?, ?, ?, ?)"
+_IN_LINE = "SELECT 1 FROM message WHERE sub = ? AND line = ? LIMIT 1"
+_KNOWN_KEY = "SELECT id, fingerprint FROM dedup WHERE topic = ? AND key = ? AND until > ?"
+_REMEMBER_KEY = "REPLACE INTO dedup VALUES (?, ?, ?, ?, ?)"
+_LIVE = "UPDATE subscription SET live = live + ? WHERE id = ?"
+
+NO_SUBSCRIPTION = 0
+"""The ``sub`` of the record of a message that nobody wanted."""
+
+
+class Publication:
+    """One batch on its way into the file, through any connection to it."""
+
+    def __init__(self, connection: sqlite3.Connection, routes: Routes, clock: FileClock) -> None:
+        self._connection = connection
+        self._routes = routes
+        self._clock = clock
+        self._now = clock.now()
+        self._rows: dict[int, list[tuple[Any, ...]]] = {}
+        self._logged: list[tuple[Any, ...]] = []
+        self._room: dict[int, int] = {}
+        self._lines: set[tuple[int, str]] = set()
+        self._keys: dict[tuple[str, str], tuple[str, bytes]] = {}
+
+    def store(self, messages: Sequence[Message]) -> list[str | PostroomError]:
+        """Returns the id or the error of each."""
+        self._routes.refresh(self._connection)
+        answers = [self._add(message) for message in messages]
+        self._write()
+        return answers
+
+    def _add(self, message: Message) -> str | PostroomError:
+        destination = self._routes.destination(message.topic)
+        if destination is None:
+            return TopicNotFound(f"no topic or queue {message.topic!r} was ever declared on this broker")
+        if message.idempotency_key is not None:
+            known = self._known(message)
+            if known is not None:
+                return known
+        full = self._refusal(message, destination)
+        if full is not None:
+            return full
+        if message.idempotency_key is not None:
+            self._remember(message)
+        wanted = False
+        for route in destination.routes:
+            if route.wants(message.headers):
+                wanted = True
+                self._rows.setdefault(route.id, []).append(self._row(message, route.id, route.ordered))
+        if destination.retention > 0:
+            self._log(message, destination.retention)
+        if not wanted:
+            kept = destination.retention or message.result_ttl
+            self._rows.setdefault(NO_SUBSCRIPTION, []).append(
+                (*self._row(message, NO_SUBSCRIPTION, False)[:2], None, *self._ended(message, kept))
+            )
+        return message.id
+
+    def _row(self, message: Message, sub: int, ordered: bool) -> tuple[Any, ...]:
+        due = self._now if message.not_before is None else max(self._now, self._clock.convert(message.not_before))
+        line = message.key if ordered else None
+        return (
+            sub,
+            -message.priority,
+            None if line is not None and self._is_behind(sub, line) else due,
+            due,
+            WAITING,
+            message.id,
+            line,
+            message.topic,
+            message.name,
+            message.body,
+            encode_headers(message),
+            message.key,
+            message.created_at,
+            message.not_before,
+            None if message.expires_at is None else self._clock.convert(message.expires_at),
+            message.result_ttl,
+            None,
+            None,
+        )
+
+    def _ended(self, message: Message, kept: float) -> tuple[Any, ...]:
+        """The rest of the row of a message that no subscription wanted."""
+        return (
+            self._now, SUCCEEDED, message.id, None, message.topic, message.name, None, None, message.key,
+            message.created_at, None, None, message.result_ttl, self._now, self._now + kept,
+        )  # fmt: skip
+
+    def _is_behind(self, sub: int, line: str) -> bool:
+        """Whether an earlier message of the same key is unsettled; from now on there is one."""
+        if (sub, line) in self._lines:
+            return True
+        self._lines.add((sub, line))
+        return self._connection.execute(_IN_LINE, (sub, line)).fetchone() is not None
+
+    def _refusal(self, message: Message, destination: Destination) -> QueueFull | None:
+        limited = [route for route in destination.routes if route.maximum is not None and route.wants(message.headers)]
+        for route in limited:
+            if route.id not in self._room:
+                (live,) = self._connection.execute("SELECT live FROM subscription WHERE id = ?", (route.id,)).fetchone()
+                self._room[route.id] = (route.maximum or 0) - live
+            if self._room[route.id] <= 0:
+                return QueueFull(f"{route.name} holds its maximum of {route.maximum} messages; try again later")
+        for route in limited:
+            self._room[route.id] -= 1
+        return None
+
+    def _known(self, message: Message) -> str | PostroomError | None:
+        """What an earlier message with the same idempotency key means for this one."""
+        place = (message.topic, str(message.idempotency_key))
+        found = self._keys.get(place)
+        if found is None:
+            found = self._connection.execute(_KNOWN_KEY, (*place, self._now)).fetchone()
+        if found is None:
+            return None
+        if bytes(found[1]) != fingerprint(message):
+            return IdempotencyConflict(
+                f"the idempotency key {message.idempotency_key!r} was used before for another {message.topic} message; "
+                "use a new key for a new payload"
+            )
+        return str(found[0])
+
+    def _remember(self, message: Message) -> None:
+        place = (message.topic, str(message.idempotency_key))
+        mark = fingerprint(message)
+        self._keys[place] = (message.id, mark)
+        self._connection.execute(_REMEMBER_KEY, (*place, message.id, mark, self._now + message.dedup_window))
+
+    def _log(self, message: Message, retention: float) -> None:
+        self._logged.append(
+            (
+                message.topic,
+                self._now,
+                self._now + retention,
+                msgspec.json.encode(msgspec.structs.replace(message, headers=dict(message.headers))),
+            )
+        )
+
+    def _write(self) -> None:
+        connection = self._connection
+        for sub, rows in self._rows.items():
+            before = connection.total_changes
+            connection.executemany(_INSERT, rows)
+            added = connection.total_changes - before
+            if added and sub != NO_SUBSCRIPTION:
+                connection.execute(_LIVE, (added, sub))
+        if self._logged:
+            connection.executemany(_LOG, self._logged)
+
+
+def copy_retained(connection: sqlite3.Connection, clock: FileClock, message: Message, sub: int, ordered: bool) -> bool:
+    """Give a retained message to one subscription; false if it holds or remembers it already."""
+    now = clock.now()
+    line = message.key if ordered else None
+    behind = line is not None and connection.execute(_IN_LINE, (sub, line)).fetchone() is not None
+    before = connection.total_changes
+    connection.execute(
+        _INSERT,
+        (
+            sub, -message.priority, None if behind else now, now, WAITING, message.id, line, message.topic, message.name,
+            message.body, encode_headers(message), message.key, message.created_at, None,
+            None if message.expires_at is None else clock.convert(message.expires_at), message.result_ttl, None, None,
+        ),
+    )  # fmt: skip
+    added: int = connection.total_changes - before
+    if added:
+        connection.execute(_LIVE, (added, sub))
+    return bool(added)
+
+
+def encode_headers(message: Message) -> str | None:
+    return msgspec.json.encode(message.headers).decode() if message.headers else None
+
+
+def fingerprint(message: Message) -> bytes:
+    """What two messages under one idempotency key must share."""
+    return hashlib.sha256(message.name.encode() + b"\0" + message.body).digest()

@@ -1,0 +1,159 @@
+"""What outcomes do to rows. Every statement is fenced: it touches a row only under the lease it was claimed with."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from postroom.broker.base import Ack, Cancel, Dead, Outcome, Release, Retry
+from postroom.broker.sqlite import rows
+from postroom.broker.sqlite.schema import CANCELLED, LEASED
+from postroom.message import Failure
+
+FRONT = 0.0
+"""The ``visible_at`` of what was given back: ahead of all that is ready."""
+
+_ACK = """
+UPDATE message SET state = 2, visible_at = NULL, lease = 0, line = NULL, suspect = 0, body = NULL, progress = NULL,
+    result = ?, finished_at = ?, purge_at = ? + result_ttl
+WHERE seq = ? AND lease = ?
+"""
+_ACK_MANY = """
+UPDATE message SET state = 2, visible_at = NULL, lease = 0, line = NULL, suspect = 0, body = NULL, progress = NULL,
+    finished_at = ?, purge_at = ? + result_ttl
+WHERE lease = ? AND seq IN (SELECT value FROM json_each(?))
+"""
+_ACK_RESULTS = """
+UPDATE message SET state = 2, visible_at = NULL, lease = 0, line = NULL, suspect = 0, body = NULL, progress = NULL,
+    result = CAST(json_extract(done.value, '$[2]') AS BLOB), finished_at = ?, purge_at = ? + result_ttl
+FROM json_each(?) AS done
+WHERE seq = json_extract(done.value, '$[0]') AND lease = json_extract(done.value, '$[1]')
+"""
+_json = msgspec.json.encode
+_RETRY = """
+UPDATE message SET state = 0, visible_at = ?, due = ?, lease = 0, failures = failures + 1, suspect = ?, progress = NULL
+WHERE seq = ? AND lease = ?
+"""
+_RELEASE = (
+    "UPDATE message SET state = 0, visible_at = ?, due = ?, lease = 0, progress = NULL WHERE seq = ? AND lease = ?"
+)
+_DEAD = """
+UPDATE message SET state = 3, visible_at = NULL, lease = 0, line = NULL, suspect = 0, failures = failures + 1,
+    finished_at = ? WHERE seq = ? AND lease = ?
+"""
+_END = """
+UPDATE message SET state = ?, visible_at = NULL, lease = 0, line = NULL, suspect = 0, body = NULL, finished_at = ?,
+    purge_at = ? + result_ttl WHERE seq = ? AND lease = ?
+"""
+_CANCEL_WANTED = "SELECT cancel FROM message WHERE seq = ? AND lease = ?"
+_EXTEND = "UPDATE message SET visible_at = ? WHERE seq = ? AND lease = ?"
+
+Claim = tuple[int, int]
+"""(seq, lease) of a delivery."""
+
+
+def acknowledge(connection: sqlite3.Connection, now: float, items: Sequence[tuple[Claim, Ack]]) -> list[bool]:
+    """Whether each was still held.
+
+    One statement a batch where all are, which is the rule: each row stepped through on its own would wait for
+    Python's interpreter lock, under the write lock, whenever a handler burns CPU.
+    """
+    plain: dict[int, list[int]] = {}
+    for (seq, lease), ack in items:
+        if ack.result is None:
+            plain.setdefault(lease, []).append(seq)
+    results = [(seq, lease, ack.result.decode()) for (seq, lease), ack in items if ack.result is not None]
+    connection.execute("SAVEPOINT acknowledge")
+    done = sum(
+        connection.execute(_ACK_MANY, (now, now, lease, _json(seqs).decode())).rowcount for lease, seqs in plain.items()
+    )
+    if results:
+        done += connection.execute(_ACK_RESULTS, (now, now, _json(results).decode())).rowcount
+    if done != len(items):
+        connection.execute("ROLLBACK TO acknowledge")
+    connection.execute("RELEASE acknowledge")
+    if done == len(items):
+        return [True] * done
+    return [changed(connection, _ACK, (ack.result, now, now, seq, lease)) for (seq, lease), ack in items]
+
+
+def perform(connection: sqlite3.Connection, now: float, claim: Claim, outcome: Outcome) -> bool | None:
+    """Any outcome. ``None``: no longer held; else whether the message is settled for good."""
+    seq, lease = claim
+    if isinstance(outcome, Retry | Release):
+        wanted = connection.execute(_CANCEL_WANTED, claim).fetchone()
+        if wanted is not None and wanted[0]:
+            # It would run again although its cancellation was confirmed to somebody.
+            outcome = Cancel()
+    if isinstance(outcome, Ack):
+        done = changed(connection, _ACK, (outcome.result, now, now, seq, lease))
+    elif isinstance(outcome, Retry):
+        at = now + outcome.delay
+        done = changed(connection, _RETRY, (at, at, int(outcome.suspect), seq, lease))
+    elif isinstance(outcome, Release):
+        at = now + outcome.delay if outcome.delay > 0 else FRONT
+        done = changed(connection, _RELEASE, (at, max(at, now), seq, lease))
+    elif isinstance(outcome, Dead):
+        done = changed(connection, _DEAD, (now, seq, lease))
+    else:
+        done = changed(connection, _END, (CANCELLED, now, now, seq, lease))
+    if not done:
+        return None
+    if isinstance(outcome, Retry | Dead):
+        rows.add_failure(connection, seq, outcome.failure)
+    return not isinstance(outcome, Retry | Release)
+
+
+def end(connection: sqlite3.Connection, now: float, state: int, seq: int, lease: int) -> bool:
+    """End a message that no handler runs, as cancelled or expired."""
+    return changed(connection, _END, (state, now, now, seq, lease))
+
+
+def extend(connection: sqlite3.Connection, until: float, held: Sequence[Claim]) -> list[bool]:
+    """Whether each is still held; those that are, are so until then."""
+    return [changed(connection, _EXTEND, (until, seq, lease)) for seq, lease in held]
+
+
+def give_back(connection: sqlite3.Connection, now: float, seq: int, lease: int, *, started: bool, worker: str) -> bool:
+    """Return what a dead or frozen holder had: counted, and as a suspect, only if it had started it."""
+    if not started:
+        return changed(connection, _RELEASE, (FRONT, now, seq, lease))
+    row = connection.execute(
+        "SELECT failures, started_at FROM message WHERE seq = ? AND lease = ?", (seq, lease)
+    ).fetchone()
+    if row is None:
+        return False
+    failure = Failure(
+        attempt=row[0] + 1,
+        reason="worker_lost",
+        message="its worker died, or froze past its lease, while it ran",
+        worker=worker,
+        started_at=row[1],
+        failed_at=time.time(),
+    )
+    connection.execute(_RETRY, (FRONT, now, 1, seq, lease))
+    rows.add_failure(connection, seq, failure)
+    return True
+
+
+def advance(connection: sqlite3.Connection, sub: int, line: str) -> None:
+    """Let the first message of a key be claimed, if none of that key is running; and only the first."""
+    running = "SELECT 1 FROM message WHERE sub = ? AND line = ? AND state = ? LIMIT 1"
+    if connection.execute(running, (sub, line, LEASED)).fetchone() is not None:
+        return
+    head = connection.execute("SELECT min(seq) FROM message WHERE sub = ? AND line = ?", (sub, line)).fetchone()
+    if head is None or head[0] is None:
+        return
+    connection.execute(
+        "UPDATE message SET visible_at = NULL WHERE sub = ? AND line = ? AND seq > ? AND visible_at IS NOT NULL",
+        (sub, line, head[0]),
+    )
+    connection.execute("UPDATE message SET visible_at = due WHERE seq = ? AND visible_at IS NULL", (head[0],))
+
+
+def changed(connection: sqlite3.Connection, sql: str, bindings: tuple[Any, ...]) -> bool:
+    return connection.execute(sql, bindings).rowcount > 0
