@@ -28,7 +28,8 @@ _reply = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])
 
 
 def encode_request(request: Request) -> bytes:
-    return msgspec.msgpack.encode(request)
+    # A message without headers has a read-only mapping of none, which MessagePack does not know.
+    return msgspec.msgpack.encode(request, enc_hook=dict)
 
 
 def decode_request(data: bytes) -> Request:
