@@ -55,7 +55,12 @@ class Lifecycle:
             )
         if inspect.signature(factory).parameters:
             raise ConfigurationError(f"{factory.__qualname__}: it is called without arguments, so it must take none")
-        returns = get_type_hints(factory).get("return")
+        try:
+            returns = get_type_hints(factory).get("return")
+        except NameError as error:
+            raise ConfigurationError(
+                f"{factory.__qualname__}: its annotations name {error.name!r}, which its module does not define at top level"
+            ) from error
         return get_args(returns)[0] if get_origin(returns) is not None and get_args(returns) else None
 
 

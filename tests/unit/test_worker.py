@@ -32,6 +32,10 @@ from tests.conftest import wait_until, working
 FAST = RetryPolicy(backoff=exponential(first=0.01, max=0.02))
 
 
+class Pool:
+    name = "pool"
+
+
 @dataclass
 class Signup:
     user: str
@@ -291,12 +295,11 @@ def test_stopping_lets_handlers_finish_and_releases_the_rest(app: App) -> None:
     def next_one(ctx: Context = INJECTED) -> int:
         return ctx.attempt
 
-    with working(app, concurrency=1) as worker:
+    with working(app, concurrency=1):
         job = slow.enqueue()
         assert began.wait(10)
         waiting = next_one.enqueue()
-        worker.stop()
-        proceed.set()
+        threading.Timer(0.3, proceed.set).start()
     assert job.status().result == "finished"
     assert waiting.status().state is JobState.READY
     with working(app):
@@ -367,9 +370,6 @@ def test_unknown_tasks_are_parked(app: App) -> None:
 
 def test_resources_lifespan_and_middleware(app: App) -> None:
     events: list[str] = []
-
-    class Pool:
-        name = "pool"
 
     @app.lifespan
     async def life() -> AsyncIterator[None]:

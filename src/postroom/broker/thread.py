@@ -39,7 +39,8 @@ class BrokerThread:
         self._thread: threading.Thread | None = None
         self._broker: Broker | None = None
         self._connecting: asyncio.Lock | None = None
-        self._prepared = False
+        self._topology = 1
+        self._declared = 0
         self._closed = False
 
     @property
@@ -57,15 +58,15 @@ class BrokerThread:
     @property
     def prepared(self) -> bool:
         """Whether the broker is connected and knows the whole topology."""
-        return self._prepared
+        return self._broker is not None and self._declared == self._topology
 
     def prepare_again(self) -> None:
         """The topology has grown: declare it before the next operation."""
-        self._prepared = False
+        self._topology += 1
 
     async def broker(self) -> Broker:
         """The connected broker with its topology declared. To be awaited on this thread's loop."""
-        if self._prepared and self._broker is not None:
+        if self._broker is not None and self._declared == self._topology:
             return self._broker
         assert self._connecting is not None
         async with self._connecting:
@@ -73,13 +74,11 @@ class BrokerThread:
                 broker = self._make_broker()
                 await broker.connect()
                 self._broker = broker
-            if not self._prepared:
-                self._prepared = True
-                try:
-                    await self._prepare(self._broker)
-                except BaseException:
-                    self._prepared = False
-                    raise
+            if self._declared != self._topology:
+                # It may grow while it is being declared.
+                topology = self._topology
+                await self._prepare(self._broker)
+                self._declared = topology
         return self._broker
 
     def submit(self, operation: Callable[[Broker], Awaitable[T]]) -> Future[T]:

@@ -34,7 +34,7 @@ CREATE TABLE message (
     seq         INTEGER PRIMARY KEY,     -- publish order
     sub         INTEGER NOT NULL,
     lane        INTEGER NOT NULL,        -- minus the priority: the lowest lane is served first
-    visible_at  REAL,                    -- the one visibility column: ready, delayed, leased; NULL: not to be claimed
+    visible_at  REAL,                    -- the one visibility column: ready, delayed, leased (NULL: not to be claimed)
     due         REAL NOT NULL,           -- what visible_at becomes when nothing is before it in its line
     lease       INTEGER NOT NULL DEFAULT 0,
     state       INTEGER NOT NULL,
