@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from textwrap import shorten
 from typing import Literal
 
 from rich import box
@@ -16,6 +17,7 @@ from rich.table import Table
 from postroom.demo.processes import DemoFailed
 
 _WIDTH = 88
+_MOST_FOUND = 1000
 
 
 class Waiting:
@@ -53,7 +55,7 @@ class Narrator:
     def check(self, holds: bool, claim: str, found: object) -> None:
         """Put the mark on a claim that holds. Raises ``DemoFailed`` with what was ``found`` otherwise."""
         if not holds:
-            raise DemoFailed(f"not so: {claim}\nfound: {found}")
+            raise DemoFailed(f"not so: {claim}\nfound: {shorten(str(found), _MOST_FOUND)}")
         self.console.print(self._marked(claim))
 
     def table(self, columns: Sequence[tuple[str, Literal["left", "right"]]], rows: Sequence[Sequence[str]]) -> None:

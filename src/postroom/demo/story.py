@@ -125,7 +125,7 @@ class Story:
         words = evidence.rows("SELECT word FROM search GROUP BY word ORDER BY count(*) DESC, word")
         traces = {
             "gallery": f"{evidence.value('SELECT count(*) FROM gallery')} rows",
-            "search-index": f"{len(words)} keywords: {', '.join(word for [word] in words[:4])}, …",
+            "search-index": f"{len(words)} keywords: {', '.join(word for [word] in words[:3])}, …",
             "notify": f"{evidence.value('SELECT count(*) FROM letters')} letters",
         }
         starts = {name: Counter(line.id for line in evidence.lines("start", subscription=name)) for name in traces}
@@ -156,7 +156,7 @@ class Story:
         """kill -9 in the middle of a job: another worker takes it over."""
         narrator, service, evidence = self.narrator, self.service, self.service.evidence
         narrator.heading("3  kill -9 in the middle of a job")
-        photo = self.photos[0]
+        photo = self.photos[len(self.photos) // 2]
         name = f"{photo.stem}-survivor{photo.suffix}"
         job_id = service.upload(name, photo.read_bytes(), pause=_DAWDLE).body["id"]
         with narrator.waiting("a worker is half-way through"):
