@@ -29,6 +29,7 @@ def note(event: str, ctx: Context, **more: object) -> None:
         "id": ctx.job_id,
         "attempt": ctx.attempt,
         "pid": os.getpid(),
+        "parent": os.getppid(),
         "t": time.monotonic(),
         **more,
     }
