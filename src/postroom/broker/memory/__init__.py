@@ -1,4 +1,8 @@
-"""The reference broker: the contract in plain Python, for tests and for reading."""
+"""The broker inside one process: the executable reference of the contract, and the one tests should use.
+
+Read it from the inside out: ``copy`` (one message in one subscription), ``subscription`` (who is
+next), ``state`` (what can happen to a copy), ``consumer`` and ``broker`` (the contract).
+"""
 
 from postroom.broker.memory.broker import MemoryBroker
 

@@ -1,140 +1,110 @@
-"""One consumer of one subscription."""
+"""The consumer of the memory broker."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
-from postroom.broker.base import Consumer, Delivery, Outcome, Release
-from postroom.broker.memory.state import Copy, Queue
-from postroom.errors import AlreadySettled, BrokerClosed, LeaseLost, SettlementError
-
-if TYPE_CHECKING:
-    from postroom.broker.memory.broker import MemoryBroker
-
-
-class Receipt:
-    """The copy and the lease it was claimed under."""
-
-    __slots__ = ("copy", "holder", "settled")
-
-    def __init__(self, copy: Copy) -> None:
-        self.copy = copy
-        self.holder = copy.holder
-        self.settled = False
-
-    @property
-    def holds(self) -> bool:
-        return self.holder is not None and self.copy.holder is self.holder
+from postroom.broker.base import Consumer, Delivery, Outcome
+from postroom.broker.memory.copy import Lease
+from postroom.broker.memory.state import State, delivery_of
+from postroom.broker.memory.subscription import SubscriptionState, Waiter
+from postroom.errors import AlreadySettled, BrokerClosed, ConfigurationError, LeaseLost, SettlementError
 
 
 class MemoryConsumer(Consumer):
-    """Made by ``MemoryBroker.consume``."""
+    """See :class:`postroom.broker.base.Consumer`."""
 
-    def __init__(self, broker: MemoryBroker, queue: Queue, lease: float) -> None:
-        self._broker = broker
-        self._queue = queue
+    def __init__(
+        self, state: State, subscription: SubscriptionState, lease: float, closed: Callable[[MemoryConsumer], None]
+    ) -> None:
+        self._state = state
+        self._subscription = subscription
         self._lease = lease
-        self._held: dict[Delivery, None] = {}
-        self._loop = asyncio.get_running_loop()
-        self._wake = asyncio.Event()
+        self._on_close = closed
+        self._held: dict[str, Lease] = {}
         self._closed = False
 
-    def wake(self) -> None:
-        """Something may have become ready. From any thread."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake.set)
-
     async def receive(self, max_messages: int, timeout: float | None) -> list[Delivery]:
-        clock = self._broker.clock
+        if max_messages < 1:
+            raise ConfigurationError(f"receive: max_messages must be at least 1, not {max_messages}")
+        # Here a cancellation finds nothing leased yet; and a consumer that always finds something lets others run.
+        await asyncio.sleep(0)
+        clock = self._state.clock
         deadline = None if timeout is None else clock.now() + timeout
-        while True:
-            self._check_open()
-            self._wake.clear()
-            deliveries = self._claim(max_messages)
-            if deliveries:
-                return deliveries
-            now = clock.now()
-            if deadline is not None and now >= deadline:
-                return []
-            ends = [at for at in (deadline, self._next_due(now)) if at is not None]
-            await clock.wait(self._wake, max(0.0, min(ends) - now) if ends else None)
+        waiter = Waiter()
+        try:
+            while True:
+                waiter.event.clear()
+                with self._open() as state:
+                    # Watching before looking: a message that comes in between is not missed.
+                    self._subscription.waiters.add(waiter)
+                    deliveries = self._claim(state, max_messages)
+                    alarm, now = state.alarms.earliest, state.now
+                if deliveries or (deadline is not None and now >= deadline):
+                    return deliveries
+                ends = [end for end in (alarm, deadline) if end is not None]
+                await clock.wait(waiter.event, min(ends) - now if ends else None)
+        finally:
+            with self._state.lock:
+                self._subscription.waiters.discard(waiter)
 
     def started(self, deliveries: Sequence[Delivery]) -> None:
-        with self._broker.state.mutex:
+        with self._state.lock:
             for delivery in deliveries:
-                if delivery.receipt.holds:
-                    delivery.receipt.copy.noted_start = True
+                delivery.receipt.started = True
 
     async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> list[SettlementError | None]:
-        self._check_open()
-        with self._broker.state.mutex:
-            answers = [self._settle(delivery, outcome) for delivery, outcome in settlements]
-        self._broker.state.wake_all()
-        return answers
+        with self._open() as state:
+            return [self._settle(state, delivery, outcome) for delivery, outcome in settlements]
 
     async def extend(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        self._check_open()
-        until = self._broker.clock.now() + self._lease
-        lost = []
-        with self._broker.state.mutex:
+        with self._open() as state:
+            lost = []
             for delivery in deliveries:
-                if delivery.receipt.holds:
-                    self._queue.extend(delivery.receipt.copy, until)
-                elif not delivery.receipt.settled:
-                    self._held.pop(delivery, None)
+                lease = delivery.receipt
+                if lease.alive and lease.consumer is self:
+                    lease.until = state.now + lease.seconds
+                else:
                     lost.append(delivery)
-        return lost
+            return lost
 
     async def close(self) -> None:
         if self._closed:
             return
-        await self.settle([(delivery, Release()) for delivery in self._held])
-        self._closed = True
-        self._wake.set()
-        self._broker.state.waiters.discard(self)
-        self._broker.forget(self)
+        with self._open() as state:
+            self._closed = True
+            state.release([lease for lease in self._held.values() if lease.alive])
+            self._held.clear()
+            self._subscription.wake()
+        self._on_close(self)
 
-    def _claim(self, limit: int) -> list[Delivery]:
-        now = self._broker.clock.now()
-        with self._broker.state.mutex:
-            self._queue.forget_old(now)
-            self._queue.expire(now)
-            suspect = not any(delivery.suspect for delivery in self._held)
-            # Twice: the first look may only have taken expired leases back.
-            copies = self._queue.claim(now, now + self._lease, limit, suspect=suspect) or self._queue.claim(
-                now, now + self._lease, limit, suspect=suspect
-            )
-            deliveries = [self._delivery(copy) for copy in copies]
-        self._held.update(dict.fromkeys(deliveries))
-        return deliveries
+    @contextmanager
+    def _open(self) -> Iterator[State]:
+        with self._state.lock:
+            if self._closed:
+                raise BrokerClosed("the consumer was closed; open a new one")
+            self._state.catch_up()
+            yield self._state
 
-    def _delivery(self, copy: Copy) -> Delivery:
-        return Delivery(
-            message=copy.message,
-            subscription=self._queue.spec.name,
-            attempt=copy.failed + 1,
-            suspect=copy.suspect,
-            receipt=Receipt(copy),
-        )
+    def _claim(self, state: State, count: int) -> list[Delivery]:
+        state.check_subscribed(self._subscription)
+        self._held = {message_id: lease for message_id, lease in self._held.items() if lease.alive}
+        suspects = 0 if any(lease.copy.suspect for lease in self._held.values()) else 1
+        leases = state.claim(self._subscription, self, count, suspects, self._lease)
+        self._held.update((lease.copy.message.id, lease) for lease in leases)
+        return [delivery_of(lease) for lease in leases]
 
-    def _settle(self, delivery: Delivery, outcome: Outcome) -> SettlementError | None:
-        receipt: Receipt = delivery.receipt
-        job = f"{delivery.message.id} in {delivery.subscription}"
-        if receipt.settled:
-            return AlreadySettled(f"{job} was settled before")
-        self._held.pop(delivery, None)
-        if not receipt.holds:
-            return LeaseLost(f"the lease of {job} has ended; the message is another worker's")
-        receipt.settled = True
-        self._queue.settle(receipt.copy, outcome, self._broker.clock.now())
+    def _settle(self, state: State, delivery: Delivery, outcome: Outcome) -> SettlementError | None:
+        lease: Lease = delivery.receipt
+        if lease.consumer is not self:
+            return LeaseLost(f"message {delivery.message.id} was delivered to another consumer")
+        if lease.settled:
+            return AlreadySettled(f"message {delivery.message.id} was settled before; the first settlement stands")
+        if not lease.alive:
+            return LeaseLost(f"the lease of message {delivery.message.id} is over; it belongs to somebody else now")
+        lease.settled = True
+        del self._held[delivery.message.id]
+        state.settle(lease, outcome)
         return None
-
-    def _next_due(self, now: float) -> float | None:
-        with self._broker.state.mutex:
-            return self._queue.next_due(now)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise BrokerClosed(f"the consumer of {self._queue.spec.name} is closed")

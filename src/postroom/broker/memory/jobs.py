@@ -1,75 +1,52 @@
-"""Status and results: the copies themselves are the records."""
+"""Status of jobs: a view of the copies the memory broker keeps anyway."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import heapq
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
+from postroom.broker.memory.state import State
 from postroom.message import JobRecord, JobState, Progress
 from postroom.store.base import CancelAnswer, JobStore
 
-if TYPE_CHECKING:
-    from postroom.broker.memory.broker import MemoryBroker
 
+class MemoryJobs(JobStore):
+    """See :class:`postroom.store.base.JobStore`."""
 
-class MemoryJobStore(JobStore):
-    """Made by ``MemoryBroker.jobs``."""
-
-    def __init__(self, broker: MemoryBroker) -> None:
-        self._broker = broker
+    def __init__(self, opened: Callable[[], AbstractContextManager[State]]) -> None:
+        """``opened()`` is the state, locked and up to date; it raises ``BrokerClosed``."""
+        self._opened = opened
 
     async def get(self, job_id: str) -> list[JobRecord]:
-        now = self._broker.clock.now()
-        state = self._broker.state
-        with state.mutex:
-            state.forget_old(now)
-            for queue in state.queues.values():
-                queue.expire(now)
-            found = [
-                queue.record(queue.copies[job_id], now) for queue in state.queues.values() if job_id in queue.copies
-            ]
-            return found or ([state.unwanted[job_id][1]] if job_id in state.unwanted else [])
+        with self._opened() as state:
+            return [copy.record(state.now) for copy in state.copies_of(job_id)]
 
     async def search(
         self, *, subscription: str | None = None, state: JobState | None = None, limit: int = 100
     ) -> list[JobRecord]:
-        now = self._broker.clock.now()
-        with self._broker.state.mutex:
-            found = [
-                (copy.seq, queue.record(copy, now))
-                for queue in self._broker.state.queues.values()
-                if subscription in (None, queue.spec.name)
-                for copy in queue.copies.values()
-            ]
-        found.sort(key=lambda item: item[0], reverse=True)
-        return [record for _, record in found if state in (None, record.state)][:limit]
+        with self._opened() as kept:
+            if subscription is None:
+                copies = [copy for message_id in kept.by_id for copy in kept.copies_of(message_id)]
+            else:
+                copies = list(kept.subscription(subscription).copies.values())
+            found = [copy for copy in copies if state is None or copy.state(kept.now) is state]
+            newest = heapq.nlargest(limit, found, key=lambda copy: copy.number)
+            return [copy.record(kept.now) for copy in newest]
 
     async def cancel(self, job_id: str) -> CancelAnswer:
-        answers: set[CancelAnswer] = set()
-        with self._broker.state.mutex:
-            for queue in self._broker.state.queues.values():
-                copy = queue.copies.get(job_id)
-                if copy is None:
-                    continue
-                if copy.ended is not None:
-                    answers.add("finished")
-                elif copy.holder is not None:
-                    copy.cancel = True
-                    answers.add("requested")
-                else:
-                    queue.end(copy, JobState.CANCELLED, self._broker.clock.now())
-                    answers.add("cancelled")
-            if not answers and job_id in self._broker.state.unwanted:
-                answers.add("finished")
-        order: tuple[CancelAnswer, ...] = ("requested", "cancelled", "finished")
-        return next((answer for answer in order if answer in answers), "unknown")
+        with self._opened() as state:
+            return state.cancel(state.copies_of(job_id))
 
     async def report(self, updates: Sequence[tuple[Any, Progress]]) -> None:
-        with self._broker.state.mutex:
+        with self._opened():
             for delivery, progress in updates:
-                if delivery.receipt.holds:
+                if delivery.receipt.alive:
                     delivery.receipt.copy.progress = progress
 
     async def cancelled(self, deliveries: Sequence[Any]) -> list[Any]:
-        with self._broker.state.mutex:
-            return [delivery for delivery in deliveries if delivery.receipt.copy.cancel]
+        with self._opened():
+            return [
+                delivery for delivery in deliveries if delivery.receipt.alive and delivery.receipt.copy.cancel_requested
+            ]

@@ -1,297 +1,367 @@
-"""What the broker remembers: subscriptions and their copies of messages. Nothing here waits or knows a loop."""
+"""All that a memory broker keeps, and everything that can happen to a copy."""
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import count
 
-from postroom.broker.base import Ack, Cancel, Dead, Outcome, Release, Retry, Subscription, SubscriptionStats
-from postroom.message import DeadLetter, Failure, JobRecord, JobState, Message, Progress
-
-FRONT = 0.0
-"""The ``visible_at`` of what was given back: ahead of all that is ready."""
-
-
-@dataclass(eq=False)
-class Copy:
-    """One subscription's copy of a message, and later its record."""
-
-    message: Message
-    seq: int
-    due: float
-    visible_at: float | None = None
-    """When it may be claimed; while leased, when the lease ends. ``None``: ended, or behind its key."""
-    holder: object | None = None
-    """The lease: a new object for every claim."""
-    noted_start: bool = False
-    ended: JobState | None = None
-    failed: int = 0
-    """Failures that count against the attempts."""
-    failures: tuple[Failure, ...] = ()
-    suspect: bool = False
-    cancel: bool = False
-    redriven: int = 0
-    started_at: float | None = None
-    finished_at: float | None = None
-    progress: Progress | None = None
-    result: bytes | None = None
-
-    def state(self, now: float) -> JobState:
-        if self.ended is not None:
-            return self.ended
-        if self.holder is not None:
-            return JobState.RUNNING
-        if self.failed:
-            return JobState.RETRYING
-        return JobState.SCHEDULED if self.due > now else JobState.READY
+from postroom.broker.base import Ack, Cancel, Dead, Delivery, Outcome, Release, Retry, Subscription, Topic
+from postroom.broker.memory.alarms import Alarms
+from postroom.broker.memory.copy import Copy, Lease
+from postroom.broker.memory.dedup import Dedup
+from postroom.broker.memory.routing import wants
+from postroom.broker.memory.subscription import SubscriptionState
+from postroom.broker.memory.topology import check
+from postroom.clock import Clock
+from postroom.errors import PostroomError, QueueFull, SubscriptionNotFound, TopicNotFound
+from postroom.message import Failure, JobState, Message
+from postroom.store.base import CancelAnswer
 
 
-@dataclass(eq=False)
-class Queue:
-    """One subscription with all its copies."""
+class TopicState:
+    """A topic and, where it retains, what was published to it: (time, message), oldest first."""
 
-    spec: Subscription
-    copies: dict[str, Copy] = field(default_factory=dict)
-    live: int = 0
-    """Copies that have not ended."""
-    _lanes: dict[int, list[tuple[float, int, Copy]]] = field(default_factory=dict)
-    _purge: list[tuple[float, int, Copy]] = field(default_factory=list)
-    _lines: dict[str, list[Copy]] = field(default_factory=dict)
-    """Unsettled copies by key, in publish order, if the subscription is ordered."""
+    def __init__(self, declared: Topic) -> None:
+        self.declared = declared
+        self._log: deque[tuple[float, Message]] = deque()
 
-    # Adding and showing
+    def retain(self, message: Message, now: float) -> None:
+        if self.declared.retention > 0:
+            self._log.append((now, message))
+        self.retained(now)
 
-    def add(self, message: Message, seq: int, due: float) -> bool:
-        """False if the message is held or remembered already."""
-        if message.id in self.copies:
-            return False
-        copy = self.copies[message.id] = Copy(message, seq, due)
-        self._enter(copy)
-        return True
+    def retained(self, now: float) -> Sequence[tuple[float, Message]]:
+        while self._log and self._log[0][0] + self.declared.retention <= now:
+            self._log.popleft()
+        return self._log
 
-    def full(self) -> bool:
-        return self.spec.limit is not None and self.live >= self.spec.limit
 
-    def wants(self, headers: Mapping[str, str]) -> bool:
-        return all(headers.get(name) == value for name, value in self.spec.where.items())
+class State:
+    """Shared by the brokers of one name. Whoever calls a method holds ``lock`` and has called ``catch_up``."""
 
-    def record(self, copy: Copy, now: float) -> JobRecord:
-        state = copy.state(now)
-        waits = state in (JobState.SCHEDULED, JobState.RETRYING)
-        return JobRecord(
-            id=copy.message.id,
-            subscription=self.spec.name,
-            topic=copy.message.topic,
-            name=copy.message.name,
-            state=state,
-            attempt=max(1, copy.failed) if state is JobState.DEAD else copy.failed + 1,
-            created_at=copy.message.created_at,
-            not_before=(copy.due if copy.failed or copy.message.not_before is None else copy.message.not_before)
-            if waits
-            else None,
-            started_at=copy.started_at,
-            finished_at=copy.finished_at,
-            expires_at=copy.message.expires_at,
-            progress=copy.progress if state is JobState.RUNNING else None,
-            result=copy.result,
-            failures=copy.failures,
-        )
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.lock = threading.RLock()
+        self.now = clock.now()
+        self.subscriptions: dict[str, SubscriptionState] = {}
+        self.alarms = Alarms()
+        self.by_id: dict[str, dict[str, Copy]] = {}
+        """Message id -> subscription -> copy."""
+        self._topics: dict[str, TopicState] = {}
+        self._dedup = Dedup()
+        self._numbers = count(1)
+        self._deaths = count(1)
+        self._unwanted = SubscriptionState(Subscription(name="", pattern=""))
+        """Records of messages that no subscription wanted."""
 
-    def stats(self, now: float, queue: bool) -> SubscriptionStats:
-        live = [copy for copy in self.copies.values() if copy.ended is None]
-        running = sum(copy.holder is not None for copy in live)
-        ready = [
-            copy for copy in live if copy.holder is None and copy.visible_at is not None and copy.visible_at <= now
-        ]
-        return SubscriptionStats(
-            name=self.spec.name,
-            pattern=self.spec.pattern,
-            queue=queue,
-            ready=len(ready),
-            delayed=len(live) - len(ready) - running,
-            running=running,
-            dead=sum(copy.ended is JobState.DEAD for copy in self.copies.values()),
-            oldest=max((now - copy.due for copy in ready), default=None),
-        )
+    # Time
 
-    # Claiming
+    def catch_up(self) -> None:
+        """Let everything happen that is due."""
+        self.now = max(self.now, self.clock.now())
+        while (copy := self.alarms.pop(self.now)) is not None:
+            self._look_at(copy)
+            self._set_alarm(copy)
+        self._dedup.forget(self.now)
 
-    def claim(self, now: float, until: float, limit: int, *, suspect: bool) -> list[Copy]:
-        """Lease up to ``limit`` copies until then; at most one suspect, and none unless ``suspect``."""
-        claimed: list[Copy] = []
-        for lane in sorted(self._lanes):
-            aside = []
-            heap = self._lanes[lane]
-            while heap and heap[0][0] <= now and len(claimed) < limit:
-                entry = heapq.heappop(heap)
-                copy = entry[2]
-                if copy.visible_at != entry[0] or not self._is_claimable(copy, now):
-                    continue
-                if copy.suspect and not suspect:
-                    aside.append(entry)
-                    continue
-                suspect = suspect and not copy.suspect
-                copy.holder, copy.noted_start, copy.started_at = object(), False, now
-                claimed.append(copy)
-                self._show(copy, until)
-            for entry in aside:
-                heapq.heappush(heap, entry)
-        return claimed
-
-    def next_due(self, now: float) -> float | None:
-        """When the next copy becomes visible by time alone."""
-        return min((at for heap in self._lanes.values() for at, _, _ in heap if at > now), default=None)
-
-    def _is_claimable(self, copy: Copy, now: float) -> bool:
-        """Whether to deliver it; what is not is dealt with."""
-        if copy.holder is not None:
-            self.give_back(copy, now)
-            return False
-        if copy.message.expires_at is not None and copy.message.expires_at <= now:
-            self.end(copy, JobState.EXPIRED, now)
-            return False
-        return True
-
-    def give_back(self, copy: Copy, now: float) -> None:
-        """Its lease has ended: counted, and a suspect, only if its handler had been started."""
-        if copy.noted_start:
-            failure = Failure(
-                attempt=copy.failed + 1,
-                reason="worker_lost",
-                message="its worker died, or froze past its lease, while it ran",
-                started_at=copy.started_at,
-                failed_at=now,
-            )
-            copy.failed, copy.failures, copy.suspect = copy.failed + 1, (*copy.failures, failure), True
-        self._wait(copy, FRONT, now)
-
-    # Settling
-
-    def settle(self, copy: Copy, outcome: Outcome, now: float) -> None:
-        """Perform an outcome for whoever holds the copy."""
-        if isinstance(outcome, Retry | Release) and copy.cancel:
-            outcome = Cancel()
-        if isinstance(outcome, Ack):
-            copy.result = outcome.result
-            self.end(copy, JobState.SUCCEEDED, now)
-        elif isinstance(outcome, Cancel):
-            self.end(copy, JobState.CANCELLED, now)
-        elif isinstance(outcome, Dead):
-            self._fail(copy, outcome.failure)
-            self.end(copy, JobState.DEAD, now)
-        elif isinstance(outcome, Retry):
-            self._fail(copy, outcome.failure)
-            copy.suspect = outcome.suspect
-            self._wait(copy, now + outcome.delay, now + outcome.delay)
-        elif outcome.delay > 0:
-            self._wait(copy, now + outcome.delay, now + outcome.delay)
+    def _look_at(self, copy: Copy) -> None:
+        if copy.end is not None:
+            if copy.forget_at is not None and copy.forget_at <= self.now:
+                self._forget(copy)
+        elif copy.lease is not None:
+            if copy.lease.until <= self.now:
+                self._recover(copy, copy.lease)
+        elif copy.expires_at is not None and copy.expires_at <= self.now:
+            self._end(copy, JobState.EXPIRED)
         else:
-            self._wait(copy, FRONT, now)
+            copy.subscription.place(copy, self.now)
 
-    def end(self, copy: Copy, state: JobState, now: float) -> None:
-        """The message comes to its end; the copy stays as its record."""
-        copy.ended, copy.finished_at, copy.visible_at, copy.holder, copy.suspect = state, now, None, None, False
-        copy.progress = None
-        self.live -= 1
-        if state is not JobState.DEAD:
-            heapq.heappush(self._purge, (now + copy.message.result_ttl, copy.seq, copy))
-        line = self._line(copy)
-        if line is not None:
-            line.remove(copy)
-            self._advance(line)
+    def _set_alarm(self, copy: Copy) -> None:
+        earliest = self.alarms.earliest
+        self.alarms.set(copy, copy.due(self.now))
+        if self.alarms.earliest is not None and (earliest is None or self.alarms.earliest < earliest):
+            # Whoever waits counts on being woken by the earliest alarm.
+            for subscription in self.subscriptions.values():
+                subscription.wake()
 
-    def extend(self, copy: Copy, until: float) -> None:
-        self._show(copy, until)
+    # Topology
 
-    # A person's doings
+    def declare(self, topics: Sequence[Topic], subscriptions: Sequence[Subscription]) -> None:
+        known = {name: topic.declared for name, topic in self._topics.items()}
+        check(known, [state.declared for state in self.subscriptions.values()], topics, subscriptions)
+        for topic in topics:
+            self._topics.setdefault(topic.name, TopicState(topic)).declared = topic
+        for subscription in subscriptions:
+            state = self.subscriptions.get(subscription.name)
+            if state is not None:
+                state.redeclare(subscription, self.now)
+            else:
+                state = self.subscriptions[subscription.name] = SubscriptionState(subscription)
+                if subscription.start == "earliest":
+                    for message in self._retained_for(subscription, None):
+                        self._add(state, message)
 
-    def dead(self) -> list[Copy]:
-        """Dead copies, oldest first."""
-        found = [copy for copy in self.copies.values() if copy.ended is JobState.DEAD]
-        return sorted(found, key=lambda copy: (copy.finished_at or 0.0, copy.seq))
+    def subscription(self, name: str) -> SubscriptionState:
+        if name not in self.subscriptions:
+            raise SubscriptionNotFound(f"no subscription {name!r}; declare it first")
+        return self.subscriptions[name]
 
-    def letter(self, copy: Copy) -> DeadLetter:
-        return DeadLetter(
-            message=copy.message,
-            subscription=self.spec.name,
-            failures=copy.failures,
-            dead_at=copy.finished_at or 0.0,
-            redriven=copy.redriven,
-        )
+    def check_subscribed(self, state: SubscriptionState) -> None:
+        """Raises ``SubscriptionNotFound`` if it was deleted while somebody consumed it."""
+        if self.subscriptions.get(state.name) is not state:
+            raise SubscriptionNotFound(f"subscription {state.name!r} was deleted; declare it again")
 
-    def revive(self, copy: Copy, now: float) -> None:
-        """Run a message that had ended once more, with its attempts counted from 1."""
-        copy.ended, copy.failed, copy.suspect, copy.cancel, copy.result = None, 0, False, False, None
-        copy.finished_at, copy.due = None, now
+    def copies_of(self, message_id: str) -> list[Copy]:
+        """By subscription; the note that nobody wanted it counts only while that is so."""
+        copies = self.by_id.get(message_id, {})
+        return [copy for name, copy in copies.items() if name or len(copies) == 1]
+
+    def unsubscribe(self, name: str) -> None:
+        state = self.subscription(name)
+        for copy in list(state.copies.values()):
+            if copy.end is None:
+                state.leave(copy, self.now)
+            self._forget(copy)
+        del self.subscriptions[name]
+        if self.is_queue(name):
+            # Without its subscription it would accept jobs and drop them.
+            del self._topics[name]
+        state.wake()
+
+    def is_queue(self, name: str) -> bool:
+        return name in self._topics and self._topics[name].declared.queue
+
+    def _wanting(self, message: Message) -> list[SubscriptionState]:
+        if self.is_queue(message.topic):
+            return [self.subscriptions[message.topic]]
+        # A queue's subscription may have the shape of a pattern that fits: it is for the queue alone.
+        return [
+            state
+            for state in self.subscriptions.values()
+            if not self.is_queue(state.name) and wants(state.declared, message)
+        ]
+
+    def _retained_for(self, subscription: Subscription, since: float | None) -> list[Message]:
+        found = [
+            (at, message)
+            for topic in self._topics.values()
+            if not topic.declared.queue or topic.declared.name == subscription.name
+            for at, message in topic.retained(self.now)
+            if (since is None or at >= since) and wants(subscription, message) and not _is_over(message, self.now)
+        ]
+        return [message for _, message in sorted(found, key=lambda entry: entry[0])]
+
+    # In
+
+    def publish(self, message: Message) -> str | PostroomError:
+        """All copies or none."""
+        topic = self._topics.get(message.topic)
+        if topic is None:
+            return TopicNotFound(f"no queue or topic {message.topic!r}; declare it first")
+        first = self._dedup.find(message)
+        if first is not None:
+            return first
+        holders = self.by_id.get(message.id, {})
+        wanting = self._wanting(message)
+        targets = [state for state in wanting if state.name not in holders]
+        full = [state.name for state in targets if state.full]
+        if full:
+            return QueueFull(f"{', '.join(full)}: as many messages wait as its limit allows; try again later")
+        if holders and not targets:
+            return message.id
+        for state in targets:
+            self._add(state, message)
+        if not wanting:
+            self._note_unwanted(message, max(topic.declared.retention, message.result_ttl))
+        topic.retain(message, self.now)
+        self._dedup.remember(message, self.now)
+        return message.id
+
+    def replay(self, state: SubscriptionState, since: float | None) -> int:
+        replayed = 0
+        for message in self._retained_for(state.declared, since):
+            copy = state.copies.get(message.id)
+            if copy is None:
+                self._add(state, message)
+            elif copy.end is None:
+                continue  # It is still to be delivered.
+            else:
+                state.dead.pop(message.id, None)
+                copy.begin_anew(message, self.now)
+                copy.number = next(self._numbers)
+                copy.expires_at = message.expires_at
+                self._enter(copy)
+            replayed += 1
+        return replayed
+
+    def _add(self, state: SubscriptionState, message: Message) -> None:
+        copy = Copy(message, state, next(self._numbers), self.now)
+        self.by_id.setdefault(message.id, {})[state.name] = copy
         self._enter(copy)
-
-    def forget_old(self, now: float) -> None:
-        """Remove the records whose time is over."""
-        while self._purge and self._purge[0][0] <= now:
-            copy = heapq.heappop(self._purge)[2]
-            if copy.ended not in (None, JobState.DEAD) and (copy.finished_at or 0) + copy.message.result_ttl <= now:
-                self.copies.pop(copy.message.id, None)
-
-    def expire(self, now: float) -> None:
-        """End what waits past its expiry."""
-        for copy in list(self.copies.values()):
-            expires_at = copy.message.expires_at
-            if expires_at is not None and expires_at <= now and copy.ended is None and copy.holder is None:
-                self.end(copy, JobState.EXPIRED, now)
-
-    # Keeping order
-
-    def _fail(self, copy: Copy, failure: Failure) -> None:
-        copy.failed += 1
-        copy.failures = (*copy.failures, failure)
 
     def _enter(self, copy: Copy) -> None:
-        self.live += 1
-        line = self._line(copy)
-        if line is None:
-            self._show(copy, copy.due)
-        else:
-            line.append(copy)
-            line.sort(key=lambda other: other.seq)
-            self._advance(line)
+        copy.subscription.enter(copy, self.now)
+        self._look_at(copy)
+        self._set_alarm(copy)
 
-    def _wait(self, copy: Copy, visible_at: float, due: float) -> None:
-        copy.holder, copy.noted_start, copy.progress, copy.due = None, False, None, due
-        self._show(copy, visible_at)
+    def _note_unwanted(self, message: Message, keep: float) -> None:
+        copy = Copy(message, self._unwanted, next(self._numbers), self.now)
+        copy.finish(JobState.SUCCEEDED, self.now, keep)
+        self._unwanted.copies[message.id] = copy
+        self.by_id.setdefault(message.id, {})[""] = copy
+        self._set_alarm(copy)
 
-    def _show(self, copy: Copy, visible_at: float) -> None:
-        copy.visible_at = visible_at
-        heapq.heappush(self._lanes.setdefault(-copy.message.priority, []), (visible_at, next(_ticket), copy))
+    # Out
 
-    def _line(self, copy: Copy) -> list[Copy] | None:
-        if not self.spec.ordered or copy.message.key is None:
-            return None
-        return self._lines.setdefault(copy.message.key, [])
+    def claim(self, state: SubscriptionState, consumer: object, count: int, suspects: int, lease: float) -> list[Lease]:
+        """Lease up to ``count`` ready copies, at most ``suspects`` of them suspect."""
+        leases = []
+        for copy in state.next_ready(count, suspects):
+            state.displace(copy)
+            copy.ahead = False
+            copy.started_at = self.now
+            copy.progress = None
+            copy.lease = Lease(copy, consumer, lease, self.now)
+            self._set_alarm(copy)
+            leases.append(copy.lease)
+        return leases
 
-    def _advance(self, line: list[Copy]) -> None:
-        """Let the first of a key be claimed, and only the first, unless one of the key is running."""
-        if any(copy.holder is not None for copy in line):
+    def settle(self, lease: Lease, outcome: Outcome) -> None:
+        """Perform ``outcome`` on the copy of a living lease."""
+        copy = lease.copy
+        copy.lease = None
+        if isinstance(outcome, Ack):
+            copy.result = outcome.result
+            self._end(copy, JobState.SUCCEEDED)
+        elif isinstance(outcome, Dead):
+            copy.failures.append(outcome.failure)
+            self._end(copy, JobState.DEAD)
+        elif isinstance(outcome, Cancel):
+            self._end(copy, JobState.CANCELLED)
+        elif isinstance(outcome, Retry):
+            self._count(copy, outcome.failure, suspect=outcome.suspect)
+            self._wait(copy, outcome.delay, ahead=False)
+        elif isinstance(outcome, Release):
+            self._wait(copy, outcome.delay, ahead=outcome.delay <= 0)
+        self._set_alarm(copy)
+
+    def release(self, leases: Sequence[Lease]) -> None:
+        """Give back, uncounted and at once, what a closing consumer holds."""
+        for lease in leases:
+            self.settle(lease, Release())
+
+    def _recover(self, copy: Copy, lease: Lease) -> None:
+        """The lease is over: its holder has died or is frozen, and what it says from now on is refused."""
+        copy.lease = None
+        if lease.started:
+            self._count(copy, self._worker_lost(copy), suspect=True)
+        self._wait(copy, 0.0, ahead=True)
+
+    def _worker_lost(self, copy: Copy) -> Failure:
+        return Failure(
+            attempt=copy.attempt,
+            reason="worker_lost",
+            message="the lease ended while the handler ran: its worker died or was frozen",
+            started_at=copy.started_at,
+            failed_at=self.now,
+        )
+
+    def _count(self, copy: Copy, failure: Failure, *, suspect: bool) -> None:
+        copy.failures.append(failure)
+        copy.counted += 1
+        copy.suspect = suspect
+
+    def _wait(self, copy: Copy, delay: float, *, ahead: bool) -> None:
+        if copy.cancel_requested:
+            self._end(copy, JobState.CANCELLED)
             return
-        for position, copy in enumerate(line):
-            if position > 0:
-                copy.visible_at = None
-            elif copy.visible_at is None:
-                self._show(copy, copy.due)
+        copy.visible_at = self.now + max(0.0, delay)
+        copy.ready_since = copy.ready_since if ahead else copy.visible_at
+        copy.ahead = ahead
+        self._look_at(copy)
+
+    def _end(self, copy: Copy, end: JobState) -> None:
+        copy.subscription.leave(copy, self.now)
+        copy.finish(end, self.now, None if end is JobState.DEAD else copy.message.result_ttl)
+        if end is JobState.DEAD:
+            copy.death = next(self._deaths)
+            copy.subscription.dead[copy.message.id] = copy
+        elif copy.message.result_ttl <= 0:
+            self._forget(copy)
+
+    def _forget(self, copy: Copy) -> None:
+        state, message_id = copy.subscription, copy.message.id
+        state.copies.pop(message_id, None)
+        state.dead.pop(message_id, None)
+        siblings = self.by_id[message_id]
+        del siblings[state.name]
+        if not siblings:
+            del self.by_id[message_id]
+        copy.forget_at = None
+        copy.end = copy.end or JobState.CANCELLED
+        copy.lease = None
+        self.alarms.set(copy, None)
+
+    # Operators
+
+    def redrive(self, state: SubscriptionState, ids: Sequence[str]) -> list[str]:
+        moved = []
+        for copy in self._dead(state, ids):
+            del state.dead[copy.message.id]
+            copy.begin_anew(copy.message, self.now)
+            # Whoever redrives wants it handled: an expiry that passed meanwhile would drop it.
+            copy.expires_at = None
+            copy.redriven += 1
+            self._enter(copy)
+            moved.append(copy.message.id)
+        return moved
+
+    def discard(self, state: SubscriptionState, ids: Sequence[str]) -> list[str]:
+        copies = list(self._dead(state, ids))
+        for copy in copies:
+            self._forget(copy)
+        return [copy.message.id for copy in copies]
+
+    def purge(self, state: SubscriptionState) -> int:
+        waiting = state.waiting()
+        for copy in waiting:
+            state.leave(copy, self.now)
+            self._forget(copy)
+        return len(waiting)
+
+    def cancel(self, copies: Sequence[Copy]) -> CancelAnswer:
+        if not copies:
+            return "unknown"
+        answers: set[CancelAnswer] = {self._cancel(copy) for copy in copies}
+        strongest: tuple[CancelAnswer, ...] = ("requested", "cancelled", "finished")
+        return next(answer for answer in strongest if answer in answers)
+
+    def _cancel(self, copy: Copy) -> CancelAnswer:
+        if copy.end is not None:
+            return "finished"
+        if copy.lease is not None:
+            copy.cancel_requested = True
+            return "requested"
+        self._end(copy, JobState.CANCELLED)
+        self._set_alarm(copy)
+        return "cancelled"
+
+    def _dead(self, state: SubscriptionState, ids: Sequence[str]) -> Iterator[Copy]:
+        return (state.dead[message_id] for message_id in dict.fromkeys(ids) if message_id in state.dead)
 
 
-_ticket = itertools.count()
+def delivery_of(lease: Lease) -> Delivery:
+    copy = lease.copy
+    return Delivery(
+        message=copy.message,
+        subscription=copy.subscription.name,
+        attempt=copy.attempt,
+        suspect=copy.suspect,
+        receipt=lease,
+    )
 
 
-def matches(pattern: str, topic: str) -> bool:
-    """Whether the topic fits: ``*`` stands for one word, ``#`` for any number of words, none included."""
-    return _matches(pattern.split("."), topic.split("."))
-
-
-def _matches(pattern: list[str], words: list[str]) -> bool:
-    if not pattern:
-        return not words
-    if pattern[0] == "#":
-        return any(_matches(pattern[1:], words[skipped:]) for skipped in range(len(words) + 1))
-    return bool(words) and pattern[0] in ("*", words[0]) and _matches(pattern[1:], words[1:])
+def _is_over(message: Message, now: float) -> bool:
+    return message.expires_at is not None and message.expires_at <= now
