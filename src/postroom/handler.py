@@ -108,6 +108,7 @@ class TaskHandler(Handler):
         for name, parameter in parameters.items():
             codec.check_type(parameter.annotation, f"{self.label}: parameter {name!r}")
         self._check_result_type()
+        self.parameters = parameters
         self.uploads = frozenset(name for name, item in parameters.items() if _is_upload(item.annotation))
         self._loose = tuple(name for name, item in parameters.items() if codec.is_loose(item.annotation))
         self._signature = inspect.Signature(list(parameters.values()))
