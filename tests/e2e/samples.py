@@ -64,6 +64,8 @@ def read(page: Path) -> list[Block]:
         fence = _FENCE.match(lines[number])
         number += 1
         if fence is None:
+            if "```" in lines[number - 1]:
+                raise SampleError(f"{page.name}:{number}: write the fence as ```language, and do not indent it")
             continue
         begin = number
         while lines[number] != "```":

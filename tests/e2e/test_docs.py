@@ -20,6 +20,9 @@ NOT_RUN = {
 }
 """The only blocks of all pages that are not run, and why."""
 
+_WAIT = "import os; os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)"
+"""Waits until what was served has ended, and leaves it to be noticed."""
+
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -74,10 +77,8 @@ def test_the_capability_table_is_what_the_brokers_say() -> None:
         ("```python\nprint(1)\n```\n\n<!-- output -->\n```text\n2\n```\n", "'2'"),
         ("```python\nassert False, 'seen'\n```\n", "seen"),
         ("<!-- serve -->\n```console\n$ echo hello\ngoodbye\n```\n", "'goodbye'"),
-        (
-            "<!-- serve -->\n```console\n$ echo hello\nhello\n```\n\n```python\nimport time; time.sleep(0.5)\n```\n",
-            "ended",
-        ),
+        (f"<!-- serve -->\n```console\n$ echo hello\nhello\n```\n\n```python\n{_WAIT}\n```\n", "ended before"),
+        ("  ```python\n  print(1)\n  ```\n", "do not indent"),
     ],
 )
 def test_a_page_that_lies_is_found_out(text: str, told: str, tmp_path: Path) -> None:
