@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import apsw
-
 from benchmarks import floor
 from benchmarks.child import cpu_seconds, run
 from benchmarks.scale import Scale
@@ -39,11 +37,10 @@ def enqueue(task: str, count: int) -> dict[str, Any]:
 def enqueue_together(each: int) -> int:
     """In a child: concurrent producers, each of which awaits one ``aenqueue`` after the other.
 
-    Returns the number of times SQLite had a file written through to the disk, checkpoints included.
+    Returns the number of transactions committed: with ``synchronous=FULL`` each is one sync of the log
+    (https://www.sqlite.org/pragma.html#pragma_synchronous).
     """
     from benchmarks import tasks
-
-    counter = SyncCounter()
 
     async def produce(producer: int) -> None:
         for number in range(each):
@@ -53,33 +50,16 @@ def enqueue_together(each: int) -> int:
         await asyncio.gather(*(produce(number) for number in range(PRODUCERS)))
 
     tasks.app.connect()
-    counter.count = 0
+    before = tasks.app.thread.call(_commits)
     asyncio.run(produce_all())
-    count = counter.count
+    count = tasks.app.thread.call(_commits) - before
     tasks.app.close()
     return count
 
 
-class SyncCounter(apsw.VFS):
-    """SQLite's default file layer, which counts the calls of ``xSync`` (each one is an fsync or fdatasync)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.base = apsw.vfs_names()[0]
-        super().__init__("sync-counter", self.base, makedefault=True)
-
-    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
-        return _CountedFile(self, name, flags)
-
-
-class _CountedFile(apsw.VFSFile):
-    def __init__(self, counter: SyncCounter, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
-        self._counter = counter
-        super().__init__(counter.base, name, flags)
-
-    def xSync(self, flags: int) -> None:
-        self._counter.count += 1
-        super().xSync(flags)
+async def _commits(broker: Any) -> int:
+    commits: int = broker.engine.commits
+    return commits
 
 
 def measure(scale: Scale, folder: Path) -> list[Result]:
