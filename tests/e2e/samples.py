@@ -6,7 +6,7 @@ namespace. Any other block, and a block that is treated otherwise, has an HTML c
 ``<!-- file: tasks.py -->``  it is saved under that name;
 ``<!-- run -->``             its ``$`` lines are run by the shell; the other lines must be in their output, in order;
 ``<!-- run, exit 1 -->``     the same, and the last command ends with that exit code;
-``<!-- serve -->``           its ``$`` lines are started, its other lines awaited; stopped at the end of the page;
+``<!-- serve -->``           its ``$`` lines are started, their ports and its other lines awaited; stopped at the end;
 ``<!-- output -->``          it is what the ``python`` block before it printed;
 ``<!-- not run: why -->``    it is left alone.
 
@@ -143,7 +143,7 @@ class Page:
             done = subprocess.run(
                 command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=_PATIENCE * 3
             )
-            output += done.stdout
+            output += done.stdout if done.stdout.endswith("\n") else done.stdout + "\n"
             expected = exit_code if number == len(commands) - 1 else 0
             if done.returncode != expected:
                 raise SampleError(f"{place}: `{command}` ended with exit code {done.returncode}:\n{output}")
@@ -159,10 +159,18 @@ class Page:
                 )
             self._served.append((place, process))
             deadline = time.monotonic() + _PATIENCE
-            while (missing := _missing("\n".join(shown), log.read_text())) is not None:
+            while missing := _missing("\n".join(shown), log.read_text()) or self._closed_port(command):
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise SampleError(f"{place}: `{command}` did not show {missing!r} but:\n{log.read_text()}")
                 time.sleep(0.02)
+
+    def _closed_port(self, command: str) -> str | None:
+        """What the command is to listen on and does not yet."""
+        if self._port not in command:
+            return None
+        with socket.socket() as client:
+            refused = client.connect_ex(("127.0.0.1", int(self._port)))
+        return f"port {self._port}" if refused else None
 
 
 def compare(place: str, shown: str, output: str) -> None:
