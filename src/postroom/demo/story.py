@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -222,9 +223,17 @@ class Story:
     def _show(self, letter: dict[str, Any]) -> None:
         self.narrator.quote(f"dead letter {letter['id']}\nqueue {letter['subscription']}, task {letter['name']}")
         self.narrator.quote(f"body  {json.dumps(letter['body'])}")
+        times = [datetime.fromisoformat(item["failed_at"]) for item in letter["failures"]]
         self.narrator.table(
-            [("attempt", "right"), ("error", "left")],
-            [(str(item["attempt"]), f"{item['error']}: {item['message']}") for item in letter["failures"]],
+            [("attempt", "right"), ("after", "right"), ("error", "left")],
+            [
+                (
+                    str(item["attempt"]),
+                    f"{(at - times[0]).total_seconds():.2f} s",
+                    f"{item['error']}: {item['message']}",
+                )
+                for item, at in zip(letter["failures"], times, strict=True)
+            ],
         )
 
     def pay_twice(self) -> None:
