@@ -59,7 +59,7 @@ class Lifecycle:
             returns = get_type_hints(factory).get("return")
         except NameError as error:
             raise ConfigurationError(
-                f"{factory.__qualname__}: its annotations name {error.name!r}, which its module does not define at top level"
+                f"{factory.__qualname__}: its annotations name {error.name!r}, unknown at the module's top level"
             ) from error
         return get_args(returns)[0] if get_origin(returns) is not None and get_args(returns) else None
 

@@ -18,14 +18,13 @@ def make_broker(url: str, *, clock: Clock | None = None) -> Broker:
     known = {point.name: point for point in entry_points(group=GROUP)}
     if not separator or scheme not in known:
         raise ConfigurationError(
-            f"no broker for {scheme + separator or url!r}; known are {', '.join(f'{name}://' for name in sorted(known))}, "
+            f"no broker for {scheme + separator or url!r}; known are {'://, '.join(sorted(known))}://, "
             "and others by installing a package that provides them"
         )
     try:
         broker_class = known[scheme].load()
     except ImportError as error:
-        raise ConfigurationError(
-            f"{scheme}:// needs a package that is missing ({error}); pip install 'postroom[{scheme}]'"
-        ) from error
+        hint = f"pip install 'postroom[{scheme}]'"
+        raise ConfigurationError(f"{scheme}:// needs a package that is missing ({error}); {hint}") from error
     broker: Broker = broker_class(url, clock=clock)
     return broker

@@ -55,7 +55,8 @@ def show(app: App, subscription: str, job_id: str, json_output: bool) -> None:
     message = letter.message
     click.echo(f"id            {message.id}\nname          {message.name}\nqueue         {subscription}")
     click.echo(
-        f"created       {clock(message.created_at)}\ndead since    {clock(letter.dead_at)}\nredriven      {letter.redriven} times"
+        f"created       {clock(message.created_at)}\ndead since    {clock(letter.dead_at)}\n"
+        f"redriven      {letter.redriven} times"
     )
     for name, value in message.headers.items():
         click.echo(f"header        {name}: {value}")

@@ -109,6 +109,5 @@ def _describe(status: JobStatus) -> None:
         if value != "":
             click.echo(f"{label:13} {value}")
     for failure in status.failures:
-        click.echo(
-            f"attempt {failure.attempt:<5} {clock(failure.failed_at)}  {failure.error or failure.reason}: {failure.message}"
-        )
+        what = f"{failure.error or failure.reason}: {failure.message}"
+        click.echo(f"attempt {failure.attempt:<5} {clock(failure.failed_at)}  {what}")

@@ -13,6 +13,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+_PIPED_WIDTH = 200
+
 as_json = click.option("--json", "json_output", is_flag=True, help="One JSON document on standard output.")
 
 
@@ -37,7 +39,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], empty:
 
 def console() -> Console:
     """Standard output, with colours on a terminal only."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
 def age(moment: float | None) -> str:

@@ -68,7 +68,7 @@ class SQLiteBroker(Broker):
     async def connect(self) -> None:
         if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
             raise ConfigurationError(
-                f"Python's SQLite is {sqlite3.sqlite_version}; Postroom needs 3.35 or newer, as in every Python from python.org"
+                f"Python's SQLite is {sqlite3.sqlite_version}; Postroom needs 3.35 or newer: use a newer Python"
             )
         self.engine.open(self._prepare)
         try:

@@ -27,7 +27,10 @@ _TAKE = """
 UPDATE message SET state = 1, visible_at = ?, lease = ?, started_at = ?
 WHERE seq IN (SELECT value FROM json_each(?))
 """
-_ANY = "SELECT 1 FROM message INDEXED BY message_ready WHERE sub = ? AND lane = ? AND visible_at <= ? AND suspect = 0 LIMIT 1"
+_ANY = """
+SELECT 1 FROM message INDEXED BY message_ready
+WHERE sub = ? AND lane = ? AND visible_at <= ? AND suspect = 0 LIMIT 1
+"""
 _ANY_SUSPECT = (
     "SELECT 1 FROM message INDEXED BY message_suspect WHERE sub = ? AND suspect = 1 AND visible_at <= ? LIMIT 1"
 )

@@ -183,14 +183,14 @@ class Engine:
             values: list[Any] = []
             try:
                 for operation in operations:
-                    values.append(operation.run(connection))
-            except (sqlite3.Error, PostroomError) as error:
+                    values.append(operation.run(connection))  # noqa: PERF401 -- how far it came is needed if one fails
+            except Exception as error:
                 failed = operations.pop(len(values))
                 _undo([*operations, failed])
                 try:
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
-                    self._fail([failed], error if isinstance(error, PostroomError) else translate(error, self.path))
+                    self._fail([failed], translate(error, self.path) if isinstance(error, sqlite3.Error) else error)
                     if not operations:
                         return None
                     connection.execute("BEGIN IMMEDIATE")
@@ -256,7 +256,7 @@ _TOLD = {
     sqlite3.SQLITE_FULL: "the disk with {path} is full; nothing was stored: make room, then try again",
     sqlite3.SQLITE_READONLY: "{path} or its directory cannot be written to; check owner, permissions and mount",
     sqlite3.SQLITE_PERM: "{path} or its directory cannot be written to; check owner, permissions and mount",
-    sqlite3.SQLITE_CORRUPT: "{path} is damaged ({error}); restore a copy, or save what is left with `sqlite3 FILE .recover`",
+    sqlite3.SQLITE_CORRUPT: "{path} is damaged ({error}); restore a copy, or save the rest with `sqlite3 FILE .recover`",
     sqlite3.SQLITE_CANTOPEN: "{path} cannot be opened or created ({error})",
     sqlite3.SQLITE_IOERR: "{path}: the disk reports an error ({name}); nothing was stored",
 }

@@ -57,10 +57,9 @@ class SQLiteJobStore(JobStore):
             return self._records(engine.connection.execute(sql, bindings).fetchall())
 
     async def cancel(self, job_id: str) -> CancelAnswer:
-        answer = await self._broker.engine.write(
+        return await self._broker.engine.write(
             lambda connection: self._cancel(connection, job_id), done=lambda _: self._broker.announce()
         )
-        return answer
 
     async def report(self, updates: Sequence[tuple[Any, Progress]]) -> None:
         def run(connection: sqlite3.Connection) -> None:

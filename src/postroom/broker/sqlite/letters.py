@@ -127,8 +127,8 @@ def retained(
     now = clock.now()
     begin = 0.0 if since is None else clock.convert(since)
     found = connection.execute(
-        "SELECT message FROM log WHERE topic IN (SELECT value FROM json_each(?)) AND published_at >= ? AND purge_at > ? "
-        "ORDER BY seq",
+        "SELECT message FROM log WHERE topic IN (SELECT value FROM json_each(?)) "
+        "AND published_at >= ? AND purge_at > ? ORDER BY seq",
         (msgspec.json.encode(topics).decode(), begin, now),
     )
     messages = [_message.decode(text) for (text,) in found]

@@ -181,8 +181,8 @@ def copy_retained(connection: sqlite3.Connection, clock: FileClock, message: Mes
     connection.execute(
         _INSERT,
         (
-            sub, -message.priority, None if behind else now, now, WAITING, message.id, line, message.topic, message.name,
-            message.body, encode_headers(message), message.key, message.created_at, None,
+            sub, -message.priority, None if behind else now, now, WAITING, message.id, line, message.topic,
+            message.name, message.body, encode_headers(message), message.key, message.created_at, None,
             None if message.expires_at is None else clock.convert(message.expires_at), message.result_ttl, None, None,
         ),
     )  # fmt: skip

@@ -14,8 +14,8 @@ MESSAGE = "id, topic, name, body, headers, key, lane, created_at, not_before, ex
 """The columns :func:`message` takes, in this order."""
 
 RECORD = (
-    "m.seq, m.id, coalesce(s.name, ''), m.topic, m.name, m.state, m.failures, m.visible_at, m.created_at, m.not_before, "
-    "m.started_at, m.finished_at, m.expires_at, m.progress, m.result, m.due"
+    "m.seq, m.id, coalesce(s.name, ''), m.topic, m.name, m.state, m.failures, m.visible_at, m.created_at, "
+    "m.not_before, m.started_at, m.finished_at, m.expires_at, m.progress, m.result, m.due"
 )
 
 _STATES = {

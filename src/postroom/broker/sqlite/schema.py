@@ -132,7 +132,7 @@ def _refuse_foreign(connection: sqlite3.Connection, path: str, version: int, kno
         raise ConfigurationError(f"{path} is a SQLite database, but not Postroom's; give Postroom a file of its own")
     if version > known:
         raise ConfigurationError(
-            f"{path} was written by a newer version of Postroom (schema {version}, this one knows {known}); upgrade Postroom"
+            f"{path} was written by a newer Postroom (schema {version}, this one knows {known}); upgrade Postroom"
         )
 
 

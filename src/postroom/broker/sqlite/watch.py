@@ -89,6 +89,7 @@ class Watch:
         return True
 
     def _watch_by_kqueue(self, path: Path, notice: Callable[[], None]) -> bool:
+        assert sys.platform != "linux"
         queue = select.kqueue()
         file = os.open(path, os.O_RDONLY)
         flags = select.KQ_EV_ADD | select.KQ_EV_CLEAR
