@@ -256,7 +256,7 @@ _TOLD = {
     sqlite3.SQLITE_FULL: "the disk with {path} is full; nothing was stored: make room, then try again",
     sqlite3.SQLITE_READONLY: "{path} or its directory cannot be written to; check owner, permissions and mount",
     sqlite3.SQLITE_PERM: "{path} or its directory cannot be written to; check owner, permissions and mount",
-    sqlite3.SQLITE_CORRUPT: "{path} is damaged ({error}); restore a copy, or save the rest with `sqlite3 FILE .recover`",
+    sqlite3.SQLITE_CORRUPT: "{path} is damaged ({error}); restore a copy, or save the rest by sqlite3's .recover",
     sqlite3.SQLITE_CANTOPEN: "{path} cannot be opened or created ({error})",
     sqlite3.SQLITE_IOERR: "{path}: the disk reports an error ({name}); nothing was stored",
 }

@@ -26,7 +26,7 @@ def publish_in(connection: Any, path: Path, clock: FileClock, messages: Sequence
     files = [file for _, _, file in connection.cursor().execute("PRAGMA database_list").fetchall() if file]
     if not any(os.path.realpath(file) == os.path.realpath(path) for file in files):
         raise ConfigurationError(
-            f"transaction=: the connection is to {', '.join(files) or 'a database in memory'}, but the broker is on {path}"
+            f"transaction=: the connection is to {', '.join(files) or 'memory'}, but the broker is on {path}"
         )
     if not connection.in_transaction:
         raise ConfigurationError(
