@@ -63,23 +63,18 @@ async def _commits(broker: Any) -> int:
 
 
 def measure(scale: Scale, folder: Path) -> list[Result]:
-    floors, ours, shared = [], [], []
+    floors, standard, ours, shared = [], [], [], []
     for number in range(scale.runs):
         place = folder / f"producing-{number}"
         place.mkdir()
         floors.append(run(floor.enqueue, path=str(place / "floor.db"), count=scale.messages))
+        standard.append(run(floor.enqueue, path=str(place / "standard.db"), count=scale.messages, driver="sqlite3"))
         ours.append(run(enqueue, broker=f"sqlite:///{place}/ours.db", task="noop", count=scale.messages))
-        syncs = run(enqueue_together, broker=f"sqlite:///{place}/together.db", each=scale.concurrent)
-        shared.append(PRODUCERS * scale.concurrent / syncs)
+        commits = run(enqueue_together, broker=f"sqlite:///{place}/together.db", each=scale.concurrent)
+        shared.append(PRODUCERS * scale.concurrent / commits)
     return [
-        Result(
-            name="enqueue_many",
-            unit="µs CPU",
-            postroom=median([item["cpu"] for item in ours]) / scale.messages * 1e6,
-            floor=median([item["cpu"] for item in floors]) / scale.messages * 1e6,
-            runs=tuple(mine["cpu"] / least["cpu"] for mine, least in zip(ours, floors, strict=True)),
-            target=CPU_TARGET,
-        ),
+        _cpu("enqueue_many", ours, floors, scale.messages, CPU_TARGET),
+        _cpu("its floor with sqlite3", standard, floors, scale.messages, None),
         Result(
             name=f"{PRODUCERS} concurrent aenqueue",
             unit="messages/fsync",
@@ -88,3 +83,16 @@ def measure(scale: Scale, folder: Path) -> list[Result]:
             target=SHARING_TARGET,
         ),
     ]
+
+
+def _cpu(
+    name: str, measured: list[dict[str, Any]], floors: list[dict[str, Any]], count: int, target: Target | None
+) -> Result:
+    return Result(
+        name=name,
+        unit="µs CPU",
+        postroom=median([item["cpu"] for item in measured]) / count * 1e6,
+        floor=median([item["cpu"] for item in floors]) / count * 1e6,
+        runs=tuple(mine["cpu"] / least["cpu"] for mine, least in zip(measured, floors, strict=True)),
+        target=target,
+    )

@@ -40,18 +40,20 @@ class Drained:
 
 
 def measure(scale: Scale, folder: Path) -> list[Result]:
-    floor_one, floor_two, one, two, threads = [], [], [], [], []
+    floor_one, floor_two, standard, one, two, threads = [], [], [], [], [], []
     for number in range(scale.runs):
         place = folder / f"worker-{number}"
         place.mkdir()
         count = scale.messages
         floor_one.append(_floor(place / "floor-one.db", count, processes=1))
+        standard.append(_floor(place / "standard.db", count, processes=1, driver="sqlite3"))
         one.append(_ours(place / "one.db", count, "noop", "quick", processes=1))
         threads.append(_ours(place / "threads.db", count, "noop_in_thread", "threads", processes=1))
         floor_two.append(_floor(place / "floor-two.db", count, processes=2))
         two.append(_ours(place / "two.db", count, "noop", "quick", processes=2))
     return [
         _cpu("async job in a worker", one, floor_one, CPU_TARGET),
+        _cpu("its floor with sqlite3", standard, floor_one, None),
         _rates("async jobs, one process", one, floor_one),
         _rates("async jobs, two processes", two, floor_two),
         Result(
@@ -66,9 +68,9 @@ def measure(scale: Scale, folder: Path) -> list[Result]:
     ]
 
 
-def _floor(path: Path, count: int, *, processes: int) -> Drained:
+def _floor(path: Path, count: int, *, processes: int, driver: floor.Driver = "apsw") -> Drained:
     run(floor.enqueue, path=str(path), count=count)
-    return _drained([Child(floor.drain, path=str(path)) for _ in range(processes)], count)
+    return _drained([Child(floor.drain, path=str(path), driver=driver) for _ in range(processes)], count)
 
 
 def _ours(path: Path, count: int, task: str, queue: str, *, processes: int) -> Drained:
@@ -85,7 +87,7 @@ def _drained(children: list[Child], count: int) -> Drained:
     return Drained(sum(result["cpu"] for result in results) / count * 1e6, rate(results))
 
 
-def _cpu(name: str, ours: list[Drained], floors: list[Drained], target: Target) -> Result:
+def _cpu(name: str, ours: list[Drained], floors: list[Drained], target: Target | None) -> Result:
     return _compared(name, "µs CPU", ours, floors, lambda item: item.cpu, target)
 
 

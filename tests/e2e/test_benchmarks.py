@@ -18,12 +18,13 @@ MEASURED = {
     "startup": {"import postroom"},
     "worker": {
         "async job in a worker",
+        "its floor with sqlite3",
         "async jobs, one process",
         "async jobs, two processes",
         "two processes against one",
         "sync job in a thread",
     },
-    "producing": {"enqueue_many", "64 concurrent aenqueue"},
+    "producing": {"enqueue_many", "its floor with sqlite3", "64 concurrent aenqueue"},
     "latency": {
         "enqueue confirmed to job started, p50",
         "enqueue confirmed to job started, p99",
