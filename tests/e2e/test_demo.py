@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from postroom.cli.demo import demo as command
+from postroom.cli.main import postroom
 from postroom.demo import sheet
 from postroom.demo.place import example, photographs
 
@@ -183,7 +183,7 @@ def test_a_claim_that_does_not_hold_fails_the_demo(start: Callable[..., Demo], t
 
 def test_missing_pillow_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
-    result = CliRunner().invoke(command, [])
+    result = CliRunner().invoke(postroom, ["demo"])
     assert result.exit_code == 1
     assert result.output == "Error: the demo needs Pillow: pip install 'postroom[demo]'\n"
 
@@ -193,9 +193,12 @@ def test_missing_pillow_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     (["--out", "{tmp}/sheet.txt"], "ending in .jpg or .png"),
     (["--out", "{tmp}/nowhere/sheet.jpg"], "a directory that exists"),
     (["--workers", "0"], "0 is not in the range"),
+    (["--broker", "memory://"], "lives within one process"),
+    (["--broker", "carrier-pigeon://"], "no broker for 'carrier-pigeon://'"),
+    (["--workers", "1"], "1 is not in the range"),
 ])  # fmt: skip
 def test_wrong_options_are_refused_before_anything_starts(tmp_path: Path, arguments: list[str], reason: str) -> None:
-    result = CliRunner().invoke(command, [argument.format(tmp=tmp_path) for argument in arguments])
+    result = CliRunner().invoke(postroom, ["demo", *(argument.format(tmp=tmp_path) for argument in arguments)])
     assert result.exit_code in (1, 2)
     assert reason in result.output
     assert list(tmp_path.iterdir()) == []

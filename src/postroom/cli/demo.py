@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from importlib.util import find_spec
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-
-from postroom.errors import PostroomError
 
 if TYPE_CHECKING:
     from postroom.demo.narrator import Narrator
@@ -70,15 +67,9 @@ def _run(photos: Path | None, out: Path, workers: int, broker: str | None, keep:
     from postroom.demo.place import example, photographs
 
     narrator = Narrator(color=not no_color)
-    try:
-        chosen = photographs(photos or example() / "photos")
-    except PostroomError as error:
-        raise click.ClickException(str(error)) from error
+    chosen = photographs(photos or example() / "photos")
     if len(chosen) > _MOST_PHOTOS:
         narrator.say(f"{photos} has {len(chosen)} photographs; the first {_MOST_PHOTOS} are taken")
-    # Ended from outside, it must still end its own processes.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     try:
         return _play(narrator, chosen[:_MOST_PHOTOS], out, workers, broker, keep)
     except KeyboardInterrupt:

@@ -23,14 +23,13 @@ class DemoFailed(Exception):
 class Process:
     """One ``postroom …`` command with its log."""
 
-    def __init__(self, arguments: Sequence[str], *, log: Path, directory: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, arguments: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> None:
         self.command = " ".join(("postroom", *arguments))
         self.log = log
         self._name = arguments[0]
         self._file: BinaryIO = open(log, "wb")  # noqa: SIM115 -- the process writes to it for as long as it runs
         self._process = subprocess.Popen(
             [sys.executable, "-m", "postroom.demo.leash", *arguments],
-            cwd=directory,
             env=dict(environment),
             stdin=subprocess.PIPE,
             stdout=self._file,
@@ -69,12 +68,15 @@ class Process:
 class Processes:
     """All processes of one demo; a context manager that ends them, whatever happens."""
 
-    def __init__(self, directory: Path, logs: Path, environment: Mapping[str, str]) -> None:
-        """``directory``: where they run. ``logs``: where their logs go."""
-        self._directory, self._logs, self._environment = directory, logs, environment
+    def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
+        """``logs``: the directory for their logs."""
+        self._logs, self._environment = logs, environment
         self._all: list[Process] = []
 
     def __enter__(self) -> Processes:
+        # Ended from outside, the demo must still end its own processes: so leave in good order.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _leave)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,7 +85,7 @@ class Processes:
     def start(self, *arguments: str) -> Process:
         """Start ``postroom`` with these arguments."""
         log = self._logs / f"{arguments[0]}.log"
-        process = Process(arguments, log=log, directory=self._directory, environment=self._environment)
+        process = Process(arguments, log=log, environment=self._environment)
         self._all.append(process)
         return process
 
@@ -107,6 +109,10 @@ class Processes:
         for process in self._all:
             process.wait(deadline)
         self._all.clear()
+
+
+def _leave(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def free_port() -> int:

@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from postroom.broker.registry import make_broker
 from postroom.demo.client import Answer, Client
 from postroom.demo.evidence import Evidence
 from postroom.demo.narrator import Narrator
 from postroom.demo.place import example
 from postroom.demo.processes import DemoFailed, Process, Processes, free_port
+from postroom.errors import ConfigurationError
 
 T = TypeVar("T")
 
@@ -80,13 +82,16 @@ class Service:
 def running(narrator: Narrator, *, workers: int, broker: str | None = None) -> Iterator[Service]:
     """A photo service in a temporary directory, up and ready; ended and removed on leaving.
 
-    Raises ``DemoFailed``, with the ends of all logs, also for what fails while it is in use.
+    Raises ``DemoFailed``, with the ends of all logs, also for what fails while it is in use, and
+    ``ConfigurationError`` for a broker that several processes cannot use.
     """
+    if broker is not None and not make_broker(broker).capabilities.shared:
+        raise ConfigurationError(f"{broker} lives within one process, and the demo runs several; use sqlite:///file.db")
     with tempfile.TemporaryDirectory(prefix="postroom-demo-") as name:
         root = Path(name).resolve()
         (root / "out").mkdir()
         environment = _environment(broker or f"sqlite:///{root}/postroom.db", root / "out")
-        with Processes(example(), root, environment) as processes:
+        with Processes(root, environment) as processes:
             try:
                 yield _started(narrator, processes, root, workers, environment["POSTROOM_BROKER"])
             except (DemoFailed, OSError, http.client.HTTPException) as error:
@@ -94,16 +99,17 @@ def running(narrator: Narrator, *, workers: int, broker: str | None = None) -> I
 
 
 def _started(narrator: Narrator, processes: Processes, root: Path, workers: int, url: str) -> Service:
+    target = f"{example() / 'app.py'}:app"
     port = free_port()
-    crew = processes.start("worker", "app:app", "--processes", str(workers), "--concurrency", "1")
-    gateway = processes.start("serve", "app:app", "--port", str(port))
+    crew = processes.start("worker", target, "--processes", str(workers), "--concurrency", "1")
+    gateway = processes.start("serve", target, "--port", str(port))
     service = Service(root, processes, Client("127.0.0.1", port), crew)
     narrator.heading("A photo service, in real processes")
     narrator.quote(f"POSTROOM_BROKER={url}\n{gateway.command}\n{crew.command}")
     with narrator.waiting("starting"):
         service.wait("the gateway", lambda: _if_ready(service.client))
         pids = service.wait("the workers", lambda: if_more(service.pids(), workers - 1))
-    narrator.check(True, f"{workers} workers are up: {', '.join(map(str, pids))}", pids)
+    narrator.check(len(set(pids)) == workers, f"{workers} workers are up: {', '.join(map(str, pids))}", pids)
     return service
 
 
