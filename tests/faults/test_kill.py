@@ -77,6 +77,18 @@ def test_killing_a_worker_every_second_loses_nothing(faults: Stage, tasks: Modul
 
 
 @pytest.mark.slow
+def test_busy_workers_run_every_job_once(faults: Stage, tasks: ModuleType) -> None:
+    """I3, C3: without any fault there is no duplicate, however many claims are open at once."""
+    ids = [job.id for job in tasks.work.enqueue_many(tasks.work.call(0.0) for _ in range(20_000))]
+    for _ in range(3):
+        faults.worker("50")
+    wait_until_done(tasks.app, faults, 60)
+    assert faults.counts("start") == dict.fromkeys(ids, 1)
+    assert faults.counts("end") == dict.fromkeys(ids, 1)
+    assert "not settled" not in faults.tail()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_redelivery_after_a_kill_is_prompt(faults: Stage, tasks: ModuleType) -> None:
     """C4: another worker starts the message within 2 s (p99) of the kill; the message runs apart, as a suspect."""

@@ -21,7 +21,8 @@ except ImportError:  # Windows: nobody's death is seen, leases alone bring messa
 SUPPORTED = fcntl is not None
 
 _ENTRY = struct.Struct("<qqB7x")
-_GROWTH = 1024
+_SEGMENT = 8192
+"""Slots in one memory map: together a multiple of every page size."""
 _STARTED_AT = 16
 
 # POSIX locks belong to the process, and closing any descriptor of a file gives them up: files of this very
@@ -39,47 +40,50 @@ class Journal:
     def __init__(self, directory: Path) -> None:
         directory.mkdir(exist_ok=True)
         self.path = directory / uuid.uuid4().hex
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        os.ftruncate(self._descriptor, _GROWTH * _ENTRY.size)
+        # A file of its own for the lock: a memory map keeps a descriptor too, whose end would give the lock up.
+        self._lock = os.open(lock_of(self.path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         if fcntl is not None:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         _own.setdefault(os.getpid(), {})[self.path.name] = self
-        self._memory = mmap.mmap(self._descriptor, 0)
-        self._free = list(range(_GROWTH))
+        self._segments: list[mmap.mmap] = []
+        self._free: list[int] = []
 
     def note(self, seq: int, lease: int) -> int:
         """Note a claim, before it is committed. Returns its slot."""
         if not self._free:
             self._grow()
         slot = self._free.pop()
-        _ENTRY.pack_into(self._memory, slot * _ENTRY.size, seq, lease, 0)
+        _ENTRY.pack_into(self._segments[slot // _SEGMENT], slot % _SEGMENT * _ENTRY.size, seq, lease, 0)
         return slot
 
     def start(self, slot: int) -> None:
-        """Note that the handler is about to run."""
-        self._memory[slot * _ENTRY.size + _STARTED_AT] = 1
+        """Note that the handler is about to run. From any thread."""
+        self._segments[slot // _SEGMENT][slot % _SEGMENT * _ENTRY.size + _STARTED_AT] = 1
 
     def clear(self, slot: int) -> None:
         """The claim is settled, or was never committed."""
-        _ENTRY.pack_into(self._memory, slot * _ENTRY.size, 0, 0, 0)
+        _ENTRY.pack_into(self._segments[slot // _SEGMENT], slot % _SEGMENT * _ENTRY.size, 0, 0, 0)
         self._free.append(slot)
 
     def content(self) -> bytes:
-        return self._memory[:]
+        return b"".join(segment[:] for segment in self._segments)
 
     def close(self) -> None:
         """Give up the lock and remove the file."""
-        self._memory.close()
-        self.path.unlink(missing_ok=True)
+        for segment in self._segments:
+            segment.close()
         os.close(self._descriptor)
+        remove(self.path)
+        os.close(self._lock)
         _own.get(os.getpid(), {}).pop(self.path.name, None)
 
     def _grow(self) -> None:
-        slots = len(self._memory) // _ENTRY.size
-        self._memory.close()
-        os.ftruncate(self._descriptor, (slots + _GROWTH) * _ENTRY.size)
-        self._memory = mmap.mmap(self._descriptor, 0)
-        self._free = list(range(slots, slots + _GROWTH))
+        """One more segment. Those in use stay where they are: another thread may be writing to them."""
+        size, first = _SEGMENT * _ENTRY.size, len(self._segments) * _SEGMENT
+        os.ftruncate(self._descriptor, (len(self._segments) + 1) * size)
+        self._segments.append(mmap.mmap(self._descriptor, size, offset=len(self._segments) * size))
+        self._free = list(range(first, first + _SEGMENT))
 
 
 def is_dead(path: Path) -> bool:
@@ -87,7 +91,7 @@ def is_dead(path: Path) -> bool:
     if fcntl is None or path.name in _own.get(os.getpid(), ()):
         return False
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(lock_of(path), os.O_RDWR)
     except FileNotFoundError:
         return True
     try:
@@ -97,6 +101,17 @@ def is_dead(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def lock_of(path: Path) -> Path:
+    """The file whose lock says that the holder of this journal lives."""
+    return path.with_suffix(".lock")
+
+
+def remove(path: Path) -> None:
+    """A journal that nobody needs any more."""
+    path.unlink(missing_ok=True)
+    lock_of(path).unlink(missing_ok=True)
 
 
 def claims(path: Path) -> Iterator[tuple[int, int, bool]]:

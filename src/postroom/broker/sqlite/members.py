@@ -72,7 +72,7 @@ class Holders:
     def remove_file(self, number: int) -> None:
         """Once the recovery is committed."""
         path, _ = self._files.pop(number)
-        path.unlink(missing_ok=True)
+        holders.remove(path)
 
     def was_started(self, seq: int, lease: int) -> bool:
         """Whether the holder of an expired lease had started the message; if nothing is known, it counts."""
