@@ -73,7 +73,8 @@ def test_killing_a_worker_every_second_loses_nothing(faults: Stage, tasks: Modul
             holders.setdefault(record["id"], []).append(worker)
     unexplained = [job_id for job_id, ran_in in holders.items() if not set(ran_in[:-1]) <= killed]
     assert not unexplained
-    assert sum(starts.values()) - len(ids) <= 20 * len(killed), "only what a killed worker ran is run again"
+    # Per death: what ran, what had ended but was not settled yet, and its suspect in a child.
+    assert sum(starts.values()) - len(ids) <= (2 * 20 + 1) * len(killed)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,17 @@ journal.close()
 """
 
 
+LOOK = """
+import sys
+from pathlib import Path
+from postroom.broker.sqlite.holders import is_dead
+
+print(is_dead(Path(sys.argv[1])))
+"""
+
+
 @pytest.fixture
-def holder(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[subprocess.Popen[str], Path]:
+def holder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """A process that has noted so many claims and cleared the last."""
     count = getattr(request, "param", 3)
     process = subprocess.Popen(
@@ -40,8 +50,9 @@ def holder(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[subprocess.P
         text=True,
     )
     assert process.stdout is not None
-    request.addfinalizer(lambda: (process.kill(), process.communicate()))
-    return process, Path(process.stdout.readline().strip())
+    yield process, Path(process.stdout.readline().strip())
+    process.kill()
+    process.communicate()
 
 
 def test_a_living_holder_is_not_dead(holder: tuple[subprocess.Popen[str], Path]) -> None:
@@ -79,7 +90,7 @@ def test_ones_own_journal_is_never_opened_twice(tmp_path: Path) -> None:
     journal.start(journal.note(7, 8))
     assert not holders.is_dead(journal.path)
     assert list(holders.claims(journal.path)) == [(7, 8, True)]
-    code = "import sys; from pathlib import Path; from postroom.broker.sqlite import holders; print(holders.is_dead(Path(sys.argv[1])))"
-    seen = subprocess.run([sys.executable, "-c", code, str(journal.path)], capture_output=True, text=True, check=True)
+    look = [sys.executable, "-c", LOOK, str(journal.path)]
+    seen = subprocess.run(look, capture_output=True, text=True, check=True)
     assert seen.stdout.strip() == "False", "the lock is still held as others see it"
     journal.close()
