@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from postroom.demo.processes import DemoFailed
 
@@ -49,8 +50,7 @@ class Narrator:
 
     def quote(self, text: str) -> None:
         """Something that another program has written."""
-        for line in text.splitlines():
-            self.console.print(f"  [dim]{escape(line)}[/]", overflow="fold")
+        self.console.print(Padding(Text(text, style="dim", overflow="fold"), (0, 0, 0, 2)))
 
     def check(self, holds: bool, claim: str, found: object) -> None:
         """Put the mark on a claim that holds. Raises ``DemoFailed`` with what was ``found`` otherwise."""
