@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from importlib.util import find_spec
@@ -100,13 +101,12 @@ def _stay(narrator: Narrator, service: Service, photo: Path) -> None:
     """Until Ctrl-C."""
     url = service.client.url
     narrator.heading("Still running: try it")
-    narrator.quote(
-        f"curl -F photo=@{photo} {url}/v1/tasks/make_thumbnail\n"
-        f"curl {url}/v1/jobs/<id>\n"
-        f'curl -d \'{{"account": "alice", "amount": 5}}\' -H \'Content-Type: application/json\' {url}/v1/tasks/pay\n'
-        f"curl {url}/v1/queues\n"
-        f"open {url}/\n"
-        f"ls {service.out}"
+    narrator.commands(
+        f"curl -F photo=@{shlex.quote(str(photo))} {url}/v1/tasks/make_thumbnail",
+        f"curl {url}/v1/jobs/<id>",
+        f'curl --json \'{{"account": "alice", "amount": 5}}\' {url}/v1/tasks/pay',
+        f"curl {url}/v1/queues",
+        f"ls {service.out}",
     )
     narrator.say("Ctrl-C stops it and removes everything but the contact sheet.")
     try:

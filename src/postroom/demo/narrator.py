@@ -52,6 +52,11 @@ class Narrator:
         """Something that another program has written."""
         self.console.print(Padding(Text(text, style="dim", overflow="fold"), (0, 0, 0, 2)))
 
+    def commands(self, *lines: str) -> None:
+        """What can be typed: never broken into lines, so that it can be copied."""
+        for line in lines:
+            self.console.print(Text(f"  {line}", style="dim"), soft_wrap=True)
+
     def check(self, holds: bool, claim: str, found: object) -> None:
         """Put the mark on a claim that holds. Raises ``DemoFailed`` with what was ``found`` otherwise."""
         if not holds:

@@ -105,7 +105,7 @@ def _started(narrator: Narrator, processes: Processes, root: Path, workers: int,
     gateway = processes.start("serve", target, "--port", str(port))
     service = Service(root, processes, Client("127.0.0.1", port), crew)
     narrator.heading("A photo service, in real processes")
-    narrator.quote(f"POSTROOM_BROKER={url}\n{gateway.command}\n{crew.command}")
+    narrator.commands(f"export POSTROOM_BROKER={url}", gateway.command, crew.command)
     with narrator.waiting("starting"):
         service.wait("the gateway", lambda: _if_ready(service.client))
         pids = service.wait("the workers", lambda: if_more(service.pids(), workers - 1))
