@@ -69,6 +69,7 @@ def operated(command: F) -> F:
 
     app = click.option(
         "--app",
+        "target",  # not "app": the two options would share one value
         envvar="POSTROOM_APP",
         metavar="MODULE:APP",
         expose_value=False,
