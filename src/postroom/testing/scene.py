@@ -182,6 +182,8 @@ class Scene:
         seconds = self.harness.patience if wait else self.harness.unit / 2
         deliveries = await consumer.receive(count, 0.0 if self.harness.clock is not None else seconds)
         assert len(deliveries) <= count, f"asked for {count}, got {len(deliveries)}"
+        ids = [delivery.message.id for delivery in deliveries]
+        assert len(ids) == len(set(ids)), f"one receive gave a message twice: {labels(deliveries)}"
         for delivery in deliveries:
             self._note(consumer, delivery, "deliver", until=self.now() + self.lease)
         return deliveries

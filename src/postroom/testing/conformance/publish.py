@@ -40,7 +40,7 @@ async def test_every_field_survives(scene: Scene) -> None:
         headers={"traceparent": "00-abc", "region": "eu"},
         key="customer-7",
         created_at=scene.now() - 5.25,
-        dedup_window=1234.5,
+        idempotency_key="order-42",
         result_ttl=4321.0,
     )
     await scene.publish(sent)

@@ -128,6 +128,20 @@ async def test_the_expired_is_never_delivered(scene: Scene) -> None:
     assert await scene.broker.dead_letters(queue) == []
 
 
+@proves("C2", "I3")
+@requires("expiry")
+async def test_the_expired_among_others(scene: Scene) -> None:
+    """a receive that comes across expired messages gives each of the others once."""
+    queue = await scene.queue()
+    stale = scene.now() + scene.unit
+    for label in "a1 b0 c1 d0 e1".split():
+        await scene.publish(scene.message(queue, label, expires_at=stale if label.endswith("0") else None))
+    await scene.pass_time(1.5 * scene.unit)
+    consumer = await scene.consume(queue)
+    assert sorted(labels(await scene.take(consumer, 3))) == ["a1", "c1", "e1"]
+    await scene.nothing(consumer)
+
+
 @proves("C2")
 @requires("expiry")
 async def test_expiry_does_not_end_what_runs(scene: Scene) -> None:
