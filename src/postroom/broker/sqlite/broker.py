@@ -60,12 +60,15 @@ class SQLiteBroker(Broker):
         self._watch: Watch | None = None
         self._upkeep: asyncio.Task[None] | None = None
         self._jobs = SQLiteJobStore(self)
+        self._closed = False
 
     def now(self) -> float:
         """Seconds on the clock of the file."""
         return self._file_clock.now()
 
     async def connect(self) -> None:
+        if self._closed:
+            raise BrokerClosed("the broker was closed; make a new one")
         if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
             raise ConfigurationError(
                 f"Python's SQLite is {sqlite3.sqlite_version}; Postroom needs 3.35 or newer: use a newer Python"
@@ -78,6 +81,7 @@ class SQLiteBroker(Broker):
             raise BrokerUnavailable(f"cannot write beside {self.path}: {error.strerror}") from error
 
     async def close(self) -> None:
+        self._closed = True
         for consumer in list(self._consumers):
             await consumer.close()
         if self._upkeep is not None:

@@ -14,7 +14,7 @@ from postroom.broker.sqlite.schema import EXPIRED
 _FIRST_LANE = (
     "SELECT min(lane) FROM message INDEXED BY message_ready WHERE sub = ? AND visible_at IS NOT NULL AND lane > ?"
 )
-_COLUMNS = f"seq, lease, failures, suspect, cancel, line, {rows.MESSAGE}"
+_COLUMNS = f"seq, failures, suspect, line, {rows.MESSAGE}"
 _READY = f"""
 SELECT {_COLUMNS} FROM message INDEXED BY message_ready
 WHERE sub = ? AND lane = ? AND visible_at <= ? AND suspect = 0 ORDER BY visible_at, seq LIMIT ?
@@ -24,23 +24,29 @@ SELECT {_COLUMNS} FROM message INDEXED BY message_suspect
 WHERE sub = ? AND suspect = 1 AND visible_at <= ? ORDER BY visible_at LIMIT 1
 """
 _TAKE = """
-UPDATE message SET state = 1, visible_at = ?, lease = ?, started_at = ?
+UPDATE message SET state = 1, lane = lane + 100, visible_at = ?, lease = ?, started_at = ?
 WHERE seq IN (SELECT value FROM json_each(?))
 """
 _ANY = """
 SELECT 1 FROM message INDEXED BY message_ready
 WHERE sub = ? AND lane = ? AND visible_at <= ? AND suspect = 0 LIMIT 1
 """
+_OVERDUE = """
+SELECT seq, lease FROM message INDEXED BY message_ready
+WHERE sub = ? AND lane = ? AND visible_at <= ? ORDER BY visible_at LIMIT ?
+"""
 _ANY_SUSPECT = (
     "SELECT 1 FROM message INDEXED BY message_suspect WHERE sub = ? AND suspect = 1 AND visible_at <= ? LIMIT 1"
 )
 _NEXT = "SELECT min(visible_at) FROM message INDEXED BY message_ready WHERE sub = ? AND lane = ? AND visible_at > ?"
 _BEFORE_ALL = -(1 << 31)
+_STEP = 500
 
 Row = tuple[Any, ...]
-SEQ, LEASE, FAILURES, SUSPECT, CANCEL, LINE = range(6)
-MESSAGE = 6
+SEQ, FAILURES, SUSPECT, LINE = range(4)
+MESSAGE = 4
 """Where the columns of the message begin in a row."""
+EXPIRES_AT = MESSAGE + 9
 
 
 class Claimer:
@@ -53,10 +59,15 @@ class Claimer:
         self._worker_of = worker_of
 
     def is_any(self, connection: sqlite3.Connection, now: float, *, suspect: bool) -> bool:
-        """Whether a claim would find something. Only reads."""
+        """Whether a claim would find something to do. Only reads."""
         if suspect and connection.execute(_ANY_SUSPECT, (self._sub, now)).fetchone():
             return True
-        return any(connection.execute(_ANY, (self._sub, lane, now)).fetchone() for lane in self._lanes(connection))
+        return any(
+            connection.execute(_ANY, (self._sub, lane, now)).fetchone()
+            if lane <= 0
+            else connection.execute(_OVERDUE, (self._sub, lane, now, 1)).fetchone()
+            for lane in self._lanes(connection)
+        )
 
     def next_due(self, connection: sqlite3.Connection, now: float) -> float | None:
         """When the next one becomes visible by time alone."""
@@ -67,48 +78,47 @@ class Claimer:
         self, connection: sqlite3.Connection, now: float, until: float, lease: int, limit: int, *, suspect: bool
     ) -> list[Row]:
         """Lease up to ``limit`` rows until then, at most one suspect, and none unless ``suspect`` allows it."""
+        self._take_back(connection, now)
         found: list[Row] = []
         if suspect:
-            found += self._usable(connection, now, connection.execute(_SUSPECT, (self._sub, now)).fetchall())
+            ready = connection.execute(_SUSPECT, (self._sub, now)).fetchall()
+            found += self._take(connection, now, until, lease, ready)
         lane = self._next_lane(connection, _BEFORE_ALL)
-        while lane is not None and len(found) < limit:
-            batch = connection.execute(_READY, (self._sub, lane, now, limit - len(found))).fetchall()
-            usable = self._usable(connection, now, batch)
-            found += usable
-            # Some were expired or given back: this lane may hold more.
-            if len(usable) == len(batch):
+        while lane is not None and lane <= 0 and len(found) < limit:
+            ready = connection.execute(_READY, (self._sub, lane, now, limit - len(found))).fetchall()
+            taken = self._take(connection, now, until, lease, ready)
+            found += taken
+            if len(taken) == len(ready):
+                # Else some had expired, and this lane may hold more.
                 lane = self._next_lane(connection, lane)
-        if found:
-            taken = msgspec.json.encode([row[SEQ] for row in found]).decode()
-            connection.execute(_TAKE, (until, lease, now, taken))
         return found
 
-    def _usable(self, connection: sqlite3.Connection, now: float, found: list[Row]) -> list[Row]:
-        """Those to be delivered; the others are dealt with here."""
+    def _take_back(self, connection: sqlite3.Connection, now: float) -> None:
+        """Leases that have ended, before anything else: what was recovered goes ahead."""
+        for lane in self._lanes(connection, after=0):
+            for seq, lease in connection.execute(_OVERDUE, (self._sub, lane, now, _STEP)).fetchall():
+                started = self._was_started(seq, lease)
+                settle.give_back(connection, now, seq, lease, started=started, worker=self._worker_of(lease >> 32))
+
+    def _take(
+        self, connection: sqlite3.Connection, now: float, until: float, lease: int, ready: list[Row]
+    ) -> list[Row]:
+        """Lease these, but for those that have expired."""
         usable = []
-        for row in found:
-            expires_at = row[MESSAGE + 9]
-            if row[LEASE]:
-                started = self._was_started(row[SEQ], row[LEASE])
-                settle.give_back(
-                    connection, now, row[SEQ], row[LEASE], started=started, worker=self._worker_of(row[LEASE] >> 32)
-                )
-            elif expires_at is not None and expires_at <= now:
-                self.end(connection, now, EXPIRED, row[SEQ], row[LINE])
+        for row in ready:
+            expires_at = row[EXPIRES_AT]
+            if expires_at is not None and expires_at <= now:
+                settle.end(connection, now, EXPIRED, row[SEQ])
             else:
                 usable.append(row)
+        if usable:
+            seqs = msgspec.json.encode([row[SEQ] for row in usable]).decode()
+            connection.execute(_TAKE, (until, lease, now, seqs))
         return usable
 
-    def end(self, connection: sqlite3.Connection, now: float, state: int, seq: int, line: str | None) -> None:
-        """End a waiting message that will not run."""
-        if settle.end(connection, now, state, seq, 0):
-            connection.execute("UPDATE subscription SET live = live - 1 WHERE id = ?", (self._sub,))
-            if line is not None:
-                settle.advance(connection, self._sub, line)
-
-    def _lanes(self, connection: sqlite3.Connection) -> list[int]:
+    def _lanes(self, connection: sqlite3.Connection, after: int = _BEFORE_ALL) -> list[int]:
         lanes = []
-        lane = self._next_lane(connection, _BEFORE_ALL)
+        lane = self._next_lane(connection, after)
         while lane is not None:
             lanes.append(lane)
             lane = self._next_lane(connection, lane)

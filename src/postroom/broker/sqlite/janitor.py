@@ -6,7 +6,7 @@ import sqlite3
 
 import msgspec
 
-from postroom.broker.sqlite import schema, settle
+from postroom.broker.sqlite import settle
 
 STEP = 500
 """Rows of each kind that one step removes."""
@@ -25,15 +25,7 @@ def is_due(connection: sqlite3.Connection, now: float) -> bool:
 
 def step(connection: sqlite3.Connection, now: float) -> None:
     """Expire what was never started, and remove what has ended long enough ago."""
-    expired = connection.execute(
-        "SELECT seq, sub, line FROM message INDEXED BY message_expiry WHERE expires_at <= ? AND state = 0 LIMIT ?",
-        (now, STEP),
-    ).fetchall()
-    for seq, sub, line in expired:
-        settle.end(connection, now, schema.EXPIRED, seq, 0)
-        connection.execute("UPDATE subscription SET live = live - 1 WHERE id = ?", (sub,))
-        if line is not None:
-            settle.advance(connection, sub, line)
+    settle.expire(connection, now, STEP)
     old = connection.execute(
         "SELECT seq FROM message INDEXED BY message_purge WHERE purge_at <= ? LIMIT ?", (now, STEP)
     ).fetchall()

@@ -15,7 +15,10 @@ from postroom.store.base import CancelAnswer, JobStore
 if TYPE_CHECKING:
     from postroom.broker.sqlite.broker import SQLiteBroker
 
-_FROM = f"SELECT {rows.RECORD} FROM message AS m LEFT JOIN subscription AS s ON s.id = m.sub"
+_FROM = (
+    f"SELECT {rows.RECORD} FROM message AS m LEFT JOIN subscription AS s ON s.id = m.sub "
+    "WHERE (m.purge_at IS NULL OR m.purge_at > ?1)"
+)
 
 # How each state is told apart in SQL; ``?1`` is now.
 _WHERE = {
@@ -39,18 +42,20 @@ class SQLiteJobStore(JobStore):
     async def get(self, job_id: str) -> list[JobRecord]:
         engine = self._broker.engine
         with engine.translated():
-            found = engine.connection.execute(f"{_FROM} WHERE m.id = ? ORDER BY m.sub", (job_id,)).fetchall()
+            found = engine.connection.execute(
+                f"{_FROM} AND m.id = ?2 ORDER BY m.sub", (self._broker.now(), job_id)
+            ).fetchall()
             return self._records(found)
 
     async def search(
         self, *, subscription: str | None = None, state: JobState | None = None, limit: int = 100
     ) -> list[JobRecord]:
-        conditions = ["?1 IS NOT NULL"]
+        conditions = []
         if subscription is not None:
             conditions.append("s.name = ?3")
         if state is not None:
             conditions.append(_WHERE[state])
-        sql = f"{_FROM} WHERE {' AND '.join(conditions)} ORDER BY m.seq DESC LIMIT ?2"
+        sql = f"{' AND '.join([_FROM, *conditions])} ORDER BY m.seq DESC LIMIT ?2"
         engine = self._broker.engine
         bindings = (self._broker.now(), limit, subscription)[: 2 if subscription is None else 3]
         with engine.translated():
@@ -86,14 +91,11 @@ class SQLiteJobStore(JobStore):
         return [rows.record(self._broker.engine.connection, row, now) for row in found]
 
     def _cancel(self, connection: sqlite3.Connection, job_id: str) -> CancelAnswer:
-        found = connection.execute("SELECT seq, sub, state, line FROM message WHERE id = ?", (job_id,)).fetchall()
+        found = connection.execute("SELECT seq, state FROM message WHERE id = ?", (job_id,)).fetchall()
         answers: set[CancelAnswer] = set()
-        for seq, sub, state, line in found:
+        for seq, state in found:
             if state == schema.WAITING:
-                settle.end(connection, self._broker.now(), schema.CANCELLED, seq, 0)
-                connection.execute("UPDATE subscription SET live = live - 1 WHERE id = ?", (sub,))
-                if line is not None:
-                    settle.advance(connection, sub, line)
+                settle.end(connection, self._broker.now(), schema.CANCELLED, seq)
                 answers.add("cancelled")
             elif state == schema.LEASED:
                 connection.execute("UPDATE message SET cancel = 1 WHERE seq = ?", (seq,))

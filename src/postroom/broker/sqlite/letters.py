@@ -153,7 +153,7 @@ def _stats_of(
     connection: sqlite3.Connection, now: float, sub: int, name: str, pattern: str, queue: int, live: int
 ) -> SubscriptionStats:
     ready, running = connection.execute(
-        "SELECT count(*) FILTER (WHERE state = 0 AND visible_at <= ?2), count(*) FILTER (WHERE state = 1) "
+        "SELECT count(*) FILTER (WHERE lane <= 0 AND visible_at <= ?2), count(*) FILTER (WHERE lane > 0) "
         "FROM message INDEXED BY message_ready WHERE sub = ?1 AND visible_at IS NOT NULL",
         (sub, now),
     ).fetchone()
@@ -162,7 +162,7 @@ def _stats_of(
     ).fetchone()
     (oldest,) = connection.execute(
         "SELECT min(due) FROM (SELECT due FROM message INDEXED BY message_ready WHERE sub = ? AND visible_at <= ? "
-        "AND state = 0 LIMIT 100)",
+        "AND lane <= 0 LIMIT 100)",
         (sub, now),
     ).fetchone()
     return SubscriptionStats(

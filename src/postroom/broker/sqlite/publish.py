@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
+from postroom.broker.sqlite import settle
 from postroom.broker.sqlite.filetime import FileClock
-from postroom.broker.sqlite.routing import Destination, Routes
+from postroom.broker.sqlite.routing import Destination, Route, Routes
 from postroom.broker.sqlite.schema import SUCCEEDED, WAITING
 from postroom.errors import IdempotencyConflict, PostroomError, QueueFull, TopicNotFound
 from postroom.message import Message
@@ -18,8 +19,8 @@ from postroom.message import Message
 _INSERT = """
 INSERT OR IGNORE INTO message
     (sub, lane, visible_at, due, state, id, line, topic, name, body, headers, key,
-     created_at, not_before, expires_at, result_ttl, finished_at, purge_at)
-VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+     created_at, not_before, expires_at, result_ttl, idempotency_key, dedup_window, finished_at, purge_at)
+VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
 """
 _LOG = "INSERT INTO log (topic, published_at, purge_at, message) VALUES (?, ?, ?, ?)"
 _IN_LINE = "SELECT 1 FROM message WHERE sub = ? AND line = ? LIMIT 1"
@@ -99,6 +100,8 @@ class Publication:
             message.not_before,
             None if message.expires_at is None else self._clock.convert(message.expires_at),
             message.result_ttl,
+            message.idempotency_key,
+            message.dedup_window,
             None,
             None,
         )
@@ -107,7 +110,8 @@ class Publication:
         """The rest of the row of a message that no subscription wanted."""
         return (
             self._now, SUCCEEDED, message.id, None, message.topic, message.name, None, None, message.key,
-            message.created_at, None, None, message.result_ttl, self._now, self._now + kept,
+            message.created_at, None, None, message.result_ttl, message.idempotency_key, message.dedup_window,
+            self._now, self._now + kept,
         )  # fmt: skip
 
     def _is_behind(self, sub: int, line: str) -> bool:
@@ -121,13 +125,18 @@ class Publication:
         limited = [route for route in destination.routes if route.maximum is not None and route.wants(message.headers)]
         for route in limited:
             if route.id not in self._room:
-                (live,) = self._connection.execute("SELECT live FROM subscription WHERE id = ?", (route.id,)).fetchone()
-                self._room[route.id] = (route.maximum or 0) - live
+                self._room[route.id] = self._count_room(route)
             if self._room[route.id] <= 0:
                 return QueueFull(f"{route.name} holds its maximum of {route.maximum} messages; try again later")
         for route in limited:
             self._room[route.id] -= 1
         return None
+
+    def _count_room(self, route: Route) -> int:
+        """Places left in a subscription with a maximum; what has expired in it makes room first."""
+        settle.expire(self._connection, self._now, route.maximum or 0, route.id)
+        (live,) = self._connection.execute("SELECT live FROM subscription WHERE id = ?", (route.id,)).fetchone()
+        return (route.maximum or 0) - int(live)
 
     def _known(self, message: Message) -> str | PostroomError | None:
         """What an earlier message with the same idempotency key means for this one."""
@@ -183,7 +192,8 @@ def copy_retained(connection: sqlite3.Connection, clock: FileClock, message: Mes
         (
             sub, -message.priority, None if behind else now, now, WAITING, message.id, line, message.topic,
             message.name, message.body, encode_headers(message), message.key, message.created_at, None,
-            None if message.expires_at is None else clock.convert(message.expires_at), message.result_ttl, None, None,
+            None if message.expires_at is None else clock.convert(message.expires_at), message.result_ttl,
+            message.idempotency_key, message.dedup_window, None, None,
         ),
     )  # fmt: skip
     added: int = connection.total_changes - before

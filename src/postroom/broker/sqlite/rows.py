@@ -10,7 +10,10 @@ import msgspec
 from postroom.broker.sqlite import schema
 from postroom.message import NO_HEADERS, DeadLetter, Failure, JobRecord, JobState, Message, Progress
 
-MESSAGE = "id, topic, name, body, headers, key, lane, created_at, not_before, expires_at, result_ttl"
+MESSAGE = (
+    "id, topic, name, body, headers, key, lane, created_at, not_before, expires_at, result_ttl, "
+    "idempotency_key, dedup_window"
+)
 """The columns :func:`message` takes, in this order."""
 
 RECORD = (
@@ -32,7 +35,8 @@ _progress = msgspec.json.Decoder(Progress)
 
 def message(row: Any) -> Message:
     """From the columns of ``MESSAGE``."""
-    job_id, topic, name, body, headers, key, lane, created_at, not_before, expires_at, result_ttl = row
+    (job_id, topic, name, body, headers, key, lane, created_at, not_before, expires_at, result_ttl,
+     idempotency_key, dedup_window) = row  # fmt: skip
     return Message(
         id=job_id,
         topic=topic,
@@ -45,6 +49,8 @@ def message(row: Any) -> Message:
         not_before=not_before,
         expires_at=expires_at,
         result_ttl=result_ttl,
+        idempotency_key=idempotency_key,
+        dedup_window=dedup_window,
     )
 
 

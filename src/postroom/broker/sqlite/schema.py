@@ -13,6 +13,9 @@ APPLICATION_ID = 0x506F7374
 # What a row of ``message`` is. Waiting ones are ready, delayed or blocked behind their key: ``visible_at`` says which.
 WAITING, LEASED, SUCCEEDED, DEAD, CANCELLED, EXPIRED = range(6)
 
+LEASED_LANES = 100
+"""Added to the lane of a row while it is leased: what waits and what runs lie apart in the one index."""
+
 _V1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT INTO meta VALUES ('topology', 0);
@@ -33,7 +36,7 @@ CREATE TABLE subscription (
 CREATE TABLE message (
     seq         INTEGER PRIMARY KEY,     -- publish order
     sub         INTEGER NOT NULL,
-    lane        INTEGER NOT NULL,        -- minus the priority: the lowest lane is served first
+    lane        INTEGER NOT NULL,        -- minus the priority (the lowest is served first), 100 more while leased
     visible_at  REAL,                    -- the one visibility column: ready, delayed, leased (NULL: not to be claimed)
     due         REAL NOT NULL,           -- what visible_at becomes when nothing is before it in its line
     lease       INTEGER NOT NULL DEFAULT 0,
@@ -53,13 +56,15 @@ CREATE TABLE message (
     not_before  REAL,
     expires_at  REAL,
     result_ttl  REAL NOT NULL,
+    idempotency_key TEXT,
+    dedup_window    REAL NOT NULL,
     started_at  REAL,
     finished_at REAL,
     purge_at    REAL,
     result      BLOB,
     progress    TEXT
 );
-CREATE INDEX message_ready ON message (sub, lane, visible_at, state) WHERE visible_at IS NOT NULL;
+CREATE INDEX message_ready ON message (sub, lane, visible_at) WHERE visible_at IS NOT NULL;
 CREATE UNIQUE INDEX message_id ON message (id, sub);
 CREATE INDEX message_suspect ON message (sub, visible_at) WHERE suspect = 1 AND visible_at IS NOT NULL;
 CREATE INDEX message_line ON message (sub, line, seq) WHERE line IS NOT NULL;

@@ -11,43 +11,48 @@ import msgspec
 
 from postroom.broker.base import Ack, Cancel, Dead, Outcome, Release, Retry
 from postroom.broker.sqlite import rows
-from postroom.broker.sqlite.schema import CANCELLED, LEASED
+from postroom.broker.sqlite.schema import CANCELLED, EXPIRED, LEASED
 from postroom.message import Failure
 
 FRONT = 0.0
 """The ``visible_at`` of what was given back: ahead of all that is ready."""
 
 _ACK = """
-UPDATE message SET state = 2, visible_at = NULL, lease = 0, line = NULL, suspect = 0, body = NULL, progress = NULL,
+UPDATE message SET state = 2, lane = lane - 100, visible_at = NULL, lease = 0, line = NULL, suspect = 0,
+    body = NULL, progress = NULL,
     result = ?, finished_at = ?, purge_at = ? + result_ttl
 WHERE seq = ? AND lease = ?
 """
 _ACK_MANY = """
-UPDATE message SET state = 2, visible_at = NULL, lease = 0, line = NULL, suspect = 0, body = NULL, progress = NULL,
+UPDATE message SET state = 2, lane = lane - 100, visible_at = NULL, lease = 0, line = NULL, suspect = 0,
+    body = NULL, progress = NULL,
     finished_at = ?, purge_at = ? + result_ttl
 WHERE lease = ? AND seq IN (SELECT value FROM json_each(?))
 """
 _ACK_RESULTS = """
-UPDATE message SET state = 2, visible_at = NULL, lease = 0, line = NULL, suspect = 0, body = NULL, progress = NULL,
+UPDATE message SET state = 2, lane = lane - 100, visible_at = NULL, lease = 0, line = NULL, suspect = 0,
+    body = NULL, progress = NULL,
     result = CAST(json_extract(done.value, '$[2]') AS BLOB), finished_at = ?, purge_at = ? + result_ttl
 FROM json_each(?) AS done
 WHERE seq = json_extract(done.value, '$[0]') AND lease = json_extract(done.value, '$[1]')
 """
 _json = msgspec.json.encode
 _RETRY = """
-UPDATE message SET state = 0, visible_at = ?, due = ?, lease = 0, failures = failures + 1, suspect = ?, progress = NULL
+UPDATE message SET state = 0, lane = lane - 100, visible_at = ?, due = ?, lease = 0, failures = failures + 1,
+    suspect = ?, progress = NULL
 WHERE seq = ? AND lease = ?
 """
-_RELEASE = (
-    "UPDATE message SET state = 0, visible_at = ?, due = ?, lease = 0, progress = NULL WHERE seq = ? AND lease = ?"
-)
+_RELEASE = """
+UPDATE message SET state = 0, lane = lane - 100, visible_at = ?, due = ?, lease = 0, progress = NULL
+WHERE seq = ? AND lease = ?
+"""
 _DEAD = """
-UPDATE message SET state = 3, visible_at = NULL, lease = 0, line = NULL, suspect = 0, failures = failures + 1,
-    finished_at = ? WHERE seq = ? AND lease = ?
+UPDATE message SET state = 3, lane = lane - 100, visible_at = NULL, lease = 0, line = NULL, suspect = 0,
+    failures = failures + 1, finished_at = ? WHERE seq = ? AND lease = ?
 """
 _END = """
-UPDATE message SET state = ?, visible_at = NULL, lease = 0, line = NULL, suspect = 0, body = NULL, finished_at = ?,
-    purge_at = ? + result_ttl WHERE seq = ? AND lease = ?
+UPDATE message SET state = ?, lane = CASE WHEN lane > 0 THEN lane - 100 ELSE lane END, visible_at = NULL, lease = 0,
+    line = NULL, suspect = 0, body = NULL, finished_at = ?, purge_at = ? + result_ttl WHERE seq = ? AND lease = ?
 """
 _CANCEL_WANTED = "SELECT cancel FROM message WHERE seq = ? AND lease = ?"
 _EXTEND = "UPDATE message SET visible_at = ? WHERE seq = ? AND lease = ?"
@@ -108,9 +113,26 @@ def perform(connection: sqlite3.Connection, now: float, claim: Claim, outcome: O
     return not isinstance(outcome, Retry | Release)
 
 
-def end(connection: sqlite3.Connection, now: float, state: int, seq: int, lease: int) -> bool:
-    """End a message that no handler runs, as cancelled or expired."""
-    return changed(connection, _END, (state, now, now, seq, lease))
+def end(connection: sqlite3.Connection, now: float, state: int, seq: int, lease: int = 0) -> bool:
+    """End a message that no handler runs, as cancelled or expired, and let the next of its key run."""
+    row = connection.execute("SELECT sub, line FROM message WHERE seq = ? AND lease = ?", (seq, lease)).fetchone()
+    if row is None or not changed(connection, _END, (state, now, now, seq, lease)):
+        return False
+    connection.execute("UPDATE subscription SET live = live - 1 WHERE id = ?", (row[0],))
+    if row[1] is not None:
+        advance(connection, *row)
+    return True
+
+
+def expire(connection: sqlite3.Connection, now: float, limit: int, sub: int | None = None) -> None:
+    """End what waits past its expiry, of one subscription or of all."""
+    found = connection.execute(
+        "SELECT seq FROM message INDEXED BY message_expiry WHERE expires_at <= ? AND state = 0 "
+        "AND sub = coalesce(?, sub) LIMIT ?",
+        (now, sub, limit),
+    ).fetchall()
+    for (seq,) in found:
+        end(connection, now, EXPIRED, seq)
 
 
 def extend(connection: sqlite3.Connection, until: float, held: Sequence[Claim]) -> list[bool]:
@@ -120,13 +142,15 @@ def extend(connection: sqlite3.Connection, until: float, held: Sequence[Claim]) 
 
 def give_back(connection: sqlite3.Connection, now: float, seq: int, lease: int, *, started: bool, worker: str) -> bool:
     """Return what a dead or frozen holder had: counted, and as a suspect, only if it had started it."""
-    if not started:
-        return changed(connection, _RELEASE, (FRONT, now, seq, lease))
     row = connection.execute(
-        "SELECT failures, started_at FROM message WHERE seq = ? AND lease = ?", (seq, lease)
+        "SELECT failures, started_at, cancel FROM message WHERE seq = ? AND lease = ?", (seq, lease)
     ).fetchone()
     if row is None:
         return False
+    if row[2]:
+        return end(connection, now, CANCELLED, seq, lease)
+    if not started:
+        return changed(connection, _RELEASE, (FRONT, now, seq, lease))
     failure = Failure(
         attempt=row[0] + 1,
         reason="worker_lost",
