@@ -29,6 +29,8 @@ class Destination(NamedTuple):
 
     retention: float
     routes: tuple[Route, ...]
+    plain: Route | None
+    """The only route, if it takes everything, unordered and without a maximum, and nothing is retained."""
 
 
 class Routes:
@@ -72,8 +74,15 @@ class Routes:
                 for pattern, route in self._subscriptions
                 if (pattern == topic if queue else matches(pattern, topic))
             )
-            found = self._destinations[topic] = Destination(retention, routes)
+            found = self._destinations[topic] = Destination(retention, routes, _plain(retention, routes))
         return found
+
+
+def _plain(retention: float, routes: tuple[Route, ...]) -> Route | None:
+    if retention > 0 or len(routes) != 1:
+        return None
+    (route,) = routes
+    return None if route.where or route.ordered or route.maximum is not None else route
 
 
 def matches(pattern: str, topic: str) -> bool:
