@@ -18,7 +18,7 @@ async def test_publish_subscribe(scene: Scene) -> None:
     """a hundred messages arrive once each, bytes and metadata unchanged."""
     queue = await scene.queue()
     sent = [
-        scene.message(queue, f"m{number}", name=f"task-{number}", headers={"number": str(number)})
+        scene.message(queue, f"m{number}", name=f"task-{number}", headers={"Number": f"N{number}"})
         for number in range(100)
     ]
     assert await scene.publish(*sent) == [message.id for message in sent], "without dedup the id is the message's own"

@@ -134,7 +134,7 @@ async def test_the_expired_among_others(scene: Scene) -> None:
     """a receive that comes across expired messages gives each of the others once."""
     queue = await scene.queue()
     stale = scene.now() + scene.unit
-    for label in "a1 b0 c1 d0 e1".split():
+    for label in ["a1", "b0", "c1", "d0", "e1"]:
         await scene.publish(scene.message(queue, label, expires_at=stale if label.endswith("0") else None))
     await scene.pass_time(1.5 * scene.unit)
     consumer = await scene.consume(queue)
