@@ -327,8 +327,8 @@ class State:
     def purge(self, state: SubscriptionState) -> int:
         waiting = state.waiting()
         for copy in waiting:
-            state.leave(copy, self.now)
-            self._forget(copy)
+            # The record stays: an id that was given out must not become unknown before its time.
+            self._cancel(copy)
         return len(waiting)
 
     def cancel(self, copies: Sequence[Copy]) -> CancelAnswer:

@@ -138,6 +138,19 @@ async def test_history_survives_redrive(scene: Scene) -> None:
 
 
 @proves("C8", "I14")
+@requires("expiry")
+async def test_redrive_after_expiry(scene: Scene) -> None:
+    """whoever redrives wants it handled: an expires_at that passed while it was dead does not drop it."""
+    queue = await scene.queue()
+    message = scene.message(queue, expires_at=scene.now() + scene.unit)
+    await scene.bury(queue, message)
+    await scene.pass_time(2 * scene.unit)
+    assert await scene.broker.redrive(queue, [message.id]) == [message.id]
+    consumer = await scene.consume(queue)
+    await scene.ack(consumer, await scene.take_one(consumer))
+
+
+@proves("C8", "I14")
 async def test_redriven_once(scene: Scene) -> None:
     """a second redrive of the same letter moves nothing, also twice in one call: one message comes of it."""
     queue = await scene.queue()

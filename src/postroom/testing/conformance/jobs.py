@@ -199,6 +199,17 @@ async def test_search_by_states_that_pass_with_time(scene: Scene) -> None:
         assert [(record.id, record.state) for record in found] == [(wanted, state)]
 
 
+@proves("I34", "C2")
+@requires("jobs")
+async def test_a_purged_job_is_cancelled(scene: Scene) -> None:
+    """an id that was given out is not unknown after a purge."""
+    queue = await scene.queue()
+    message = scene.message(queue)
+    await scene.publish(message)
+    assert await scene.broker.purge(queue) == 1
+    assert (await scene.record(message.id)).state is JobState.CANCELLED
+
+
 @proves("I34")
 @requires("jobs")
 async def test_progress(scene: Scene) -> None:
