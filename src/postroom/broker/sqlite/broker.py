@@ -181,9 +181,10 @@ class SQLiteBroker(Broker):
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         schema.prepare(connection, str(self.path))
-        connection.execute("BEGIN IMMEDIATE")
-        self._file_clock.anchor(connection)
-        connection.execute("COMMIT")
+        if not self._file_clock.agree(connection):
+            connection.execute("BEGIN IMMEDIATE")
+            self._file_clock.anchor(connection)
+            connection.execute("COMMIT")
 
     async def _become_holder(self) -> None:
         try:

@@ -23,18 +23,22 @@ class FileClock:
         self._injected = injected
         self._offset: float | None = None
 
-    def anchor(self, connection: sqlite3.Connection) -> None:
-        """Agree with the file. To be called within a write transaction."""
+    def agree(self, connection: sqlite3.Connection) -> bool:
+        """Take over what the file says, if it was said since the machine's last boot. Only reads."""
         boot = boot_id()
         if self._injected or boot is None or _MONOTONIC is None:
-            return
+            return True
         row = connection.execute("SELECT value FROM meta WHERE key = 'clock'").fetchone()
         known, _, offset = str(row[0]).partition(" ") if row else ("", "", "")
         if known == boot:
             self._offset = float(offset)
-            return
-        self._offset = self._clock.now() - time.clock_gettime(_MONOTONIC)
-        connection.execute("REPLACE INTO meta VALUES ('clock', ?)", (f"{boot} {self._offset!r}",))
+        return known == boot
+
+    def anchor(self, connection: sqlite3.Connection) -> None:
+        """Agree with the file, or be the first to tell it. Within a write transaction."""
+        if not self.agree(connection) and _MONOTONIC is not None:
+            self._offset = self._clock.now() - time.clock_gettime(_MONOTONIC)
+            connection.execute("REPLACE INTO meta VALUES ('clock', ?)", (f"{boot_id()} {self._offset!r}",))
 
     def now(self) -> float:
         """Seconds; comparable among all processes on the file."""

@@ -23,7 +23,7 @@ def publish_in(connection: Any, path: Path, clock: FileClock, messages: Sequence
             f"transaction=: give a sqlite3.Connection of the standard library, not {type(connection).__module__}."
             f"{type(connection).__qualname__}"
         )
-    files = [file for _, _, file in connection.cursor().execute("PRAGMA database_list").fetchall() if file]
+    files = [file for _, _, file in _Plain(connection).execute("PRAGMA database_list").fetchall() if file]
     if not any(os.path.realpath(file) == os.path.realpath(path) for file in files):
         raise ConfigurationError(
             f"transaction=: the connection is to {', '.join(files) or 'memory'}, but the broker is on {path}"
