@@ -18,7 +18,7 @@ from postroom.message import DeadLetter, Message
 _LETTER = f"SELECT seq, finished_at, redriven, {rows.MESSAGE} FROM message"
 _REVIVE = """
 UPDATE message SET state = 0, failures = 0, suspect = 0, cancel = 0, due = ?1, visible_at = ?1, lease = 0, line = ?2,
-    finished_at = NULL, purge_at = NULL, result = NULL, progress = NULL
+    finished_at = NULL, purge_at = NULL, result = NULL, progress = NULL, expires_at = NULL
 WHERE seq = ?3
 """
 
