@@ -43,6 +43,7 @@ DEFECTS: dict[type[DefectiveBroker], tuple[str, ...]] = {
         "fencing.test_what_was_not_started_does_not_count",
     ),
     delivering.HoldsOnAtClose: ("lifecycle.test_closing_a_consumer_releases_at_once",),
+    keeping.PurgesNothing: ("jobs.test_a_purged_job_is_cancelled",),
     keeping.PurgesTheDead: ("consume.test_purge_takes_only_what_waits",),
     delivering.GivesTooMany: ("consume.test_no_more_than_asked_for",),
     keeping.MangledBodies: (

@@ -140,6 +140,14 @@ class RetainsNothing(DefectiveBroker):
         await super().declare([msgspec.structs.replace(each, retention=0.0) for each in topics], subscriptions)
 
 
+class PurgesNothing(DefectiveBroker):
+    """Says how many it has purged, and has not."""
+
+    async def purge(self, subscription: str) -> int:
+        stats = next(each for each in await super().stats() if each.name == subscription)
+        return stats.ready + stats.delayed
+
+
 class PurgesTheDead(DefectiveBroker):
     """A purge takes the dead letters along."""
 
