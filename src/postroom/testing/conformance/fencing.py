@@ -141,7 +141,7 @@ async def test_extending_gives_a_full_lease_from_now(scene: Scene) -> None:
 
 @proves("C5", "I7")
 async def test_extend_tells_what_is_lost(scene: Scene) -> None:
-    """extend returns those whose lease has passed to another or that are settled, and renews the others."""
+    """extend returns those whose lease has passed to another, and renews the others."""
     queue = await scene.queue()
     await scene.publish(scene.message(queue, "lost"))
     holder, other = await scene.consume(queue), await scene.consume(queue)

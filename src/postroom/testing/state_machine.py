@@ -1,0 +1,391 @@
+"""Sequences nobody thought of: Hypothesis drives a broker and a model side by side, and compares them.
+
+For harnesses with a ``ManualClock``::
+
+    def test_any_sequence():
+        run_state_machine(MyHarness, max_examples=50)
+
+A failing sequence is shrunk and printed as the steps that lead to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple, TypeVar
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from postroom.broker.base import Ack, Cancel, Consumer, Dead, Delivery, Outcome, Release, Retry, Subscription
+from postroom.errors import AlreadySettled, IdempotencyConflict, LeaseLost
+from postroom.message import JobState
+from postroom.testing.harness import Harness
+from postroom.testing.model import Answer, Model, ModelCopy, ModelLease
+from postroom.testing.scene import Scene, failure
+from postroom.testing.suite import supports
+
+T = TypeVar("T")
+
+_NEEDS = ("jobs", "delay", "priorities", "ordering", "deduplication", "expiry")
+_WINDOW = 200.5
+# Expiries and windows end between the moments at which the machine looks: at the very moment both answers are right.
+_CONSUMERS = 3
+_ANSWERS: dict[type[Any], Answer] = {type(None): "settled", AlreadySettled: "already", LeaseLost: "lost"}
+
+outcomes: st.SearchStrategy[Outcome] = st.one_of(
+    st.just(Ack(b"1")),
+    st.builds(Retry, delay=st.sampled_from([0.0, 20.0]), failure=st.just(failure()), suspect=st.booleans()),
+    st.builds(Release, delay=st.sampled_from([0.0, 20.0])),
+    st.just(Dead(failure())),
+    st.just(Dead(failure())),
+    st.just(Cancel()),
+)
+picks = st.integers(min_value=0, max_value=1_000)
+
+
+class Draft(NamedTuple):
+    """What a message is to be made of; times in seconds from now."""
+
+    delay: float | None
+    lifetime: float | None
+    priority: int
+    key: str | None
+    idempotency_key: str | None
+    body: str
+
+
+drafts = st.builds(
+    Draft,
+    delay=st.sampled_from([None, None, None, 15.0, 50.0]),
+    lifetime=st.sampled_from([None, None, None, 12.5, 100.5]),
+    priority=st.integers(0, 2),
+    key=st.sampled_from([None, "x", "y"]),
+    idempotency_key=st.sampled_from([None, None, None, "i", "j"]),
+    body=st.sampled_from(["a", "b"]),
+)
+
+
+class BrokerMachine(RuleBasedStateMachine):
+    """One subscription, up to three consumers, every operation in any order."""
+
+    make_harness: Callable[[], Harness]
+
+    seen: Counter[str]
+    """How often each thing happened, over all sequences: what never happened was not tested."""
+
+    @initialize(ordered=st.booleans(), first=st.lists(drafts, min_size=2, max_size=5))
+    def begin(self, ordered: bool, first: list[Draft]) -> None:
+        """Hypothesis leaves out some rules in each sequence: without messages and consumers the rest would be idle."""
+        self.runner = asyncio.Runner()
+        harness = type(self).make_harness()
+        assert harness.clock is not None, "the state machine needs a harness with a ManualClock"
+        lacking = [need for need in _NEEDS if not supports(harness.capabilities, need)]
+        assert not lacking, f"the state machine needs a broker with {', '.join(lacking)}"
+        self.scene = Scene(harness)
+        self.run(self.scene.__aenter__())
+        self.queue = self.run(self.scene.queue(ordered=ordered))
+        self.ordered = ordered
+        self.model = Model(ordered, self.scene.lease)
+        self.consumers: dict[int, Consumer] = {}
+        self.opened = 0
+        self.deliveries: list[tuple[int, Delivery, ModelLease]] = []
+        self.published: list[str] = []
+        self.open_consumer()
+        self.open_consumer()
+        for draft in first:
+            self.put(draft)
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(coroutine)
+
+    def teardown(self) -> None:
+        if hasattr(self, "scene"):
+            self.run(self.scene.__aexit__(None, None, None))
+            self.runner.close()
+
+    @property
+    def now(self) -> float:
+        return self.scene.now()
+
+    @rule(several=st.lists(drafts, min_size=1, max_size=3))
+    def publish(self, several: list[Draft]) -> None:
+        for draft in several:
+            self.put(draft)
+
+    def put(self, draft: Draft) -> None:
+        message = self.scene.message(
+            self.queue,
+            draft.body,
+            not_before=None if draft.delay is None else self.now + draft.delay,
+            expires_at=None if draft.lifetime is None else self.now + draft.lifetime,
+            priority=draft.priority,
+            key=draft.key,
+            idempotency_key=draft.idempotency_key,
+            dedup_window=_WINDOW,
+            result_ttl=1e9,
+        )
+        (answer,) = self.run(self.scene.broker.publish([message]))
+        expected = self.model.publish(message, self.now)
+        if expected is None:
+            assert isinstance(answer, IdempotencyConflict), answer
+            self.seen["conflict"] += 1
+        else:
+            assert answer == expected
+            self.seen["published" if answer == message.id else "deduplicated"] += 1
+            self.published.append(expected)
+
+    @precondition(lambda self: self.published)
+    @rule(pick=picks)
+    def publish_again(self, pick: int) -> None:
+        """The same message, as after an unknown outcome: nothing changes."""
+        copy = self.pick_copy(pick)
+        if copy is not None and copy.message.idempotency_key is None:
+            assert self.run(self.scene.broker.publish([copy.message])) == [copy.message.id]
+
+    @precondition(lambda self: len(self.consumers) < _CONSUMERS)
+    @rule()
+    def open_consumer(self) -> None:
+        self.opened += 1
+        self.consumers[self.opened] = self.run(self.scene.consume(self.queue))
+
+    @precondition(lambda self: self.consumers)
+    @rule(pick=picks)
+    def close_consumer(self, pick: int) -> None:
+        number = self.pick_consumer(pick)
+        self.run(self.consumers.pop(number).close())
+        for copy in self.model.copies.values():
+            if copy.lease is not None and copy.lease.consumer == number:
+                self.given_back(copy)
+                self.seen["given back by close"] += 1
+        self.deliveries = [entry for entry in self.deliveries if entry[0] != number]
+
+    @precondition(lambda self: self.consumers)
+    @rule(pick=picks, count=st.integers(1, 4))
+    def receive(self, pick: int, count: int) -> None:
+        self.fetch(self.pick_consumer(pick), count)
+
+    @precondition(lambda self: self.consumers)
+    @rule(pick=picks, count=st.integers(1, 3), started=st.booleans(), outcome=outcomes)
+    def handle(self, pick: int, count: int, started: bool, outcome: Outcome) -> None:
+        """Receive and settle in one step."""
+        for entry in self.fetch(self.pick_consumer(pick), count):
+            if started:
+                self.note_start(*entry)
+            self.settle_one(*entry, outcome)
+
+    @precondition(lambda self: self.consumers)
+    @rule(pick=picks, count=st.integers(1, 3), started=st.booleans())
+    def freeze(self, pick: int, count: int, started: bool) -> None:
+        """A consumer receives, perhaps starts, and lets its leases end."""
+        for entry in self.fetch(self.pick_consumer(pick), count):
+            if started:
+                self.note_start(*entry)
+        self.advance(31.0)
+
+    def fetch(self, number: int, count: int) -> list[tuple[int, Delivery, ModelLease]]:
+        now = self.now
+        allowed = {copy.message.id: copy for copy in self.model.deliverable(now, certain=False)}
+        must_go = self.model.deliverable(now, certain=True)
+        may_suspect = not self.model.holds_suspect(number, now, lapsed=False)
+        must_suspect = not self.model.holds_suspect(number, now, lapsed=True)
+        got = self.run(self.scene.receive(self.consumers[number], count))
+        fetched: list[tuple[int, Delivery, ModelLease]] = []
+        for delivery in got:
+            copy = allowed.get(delivery.message.id)
+            assert copy is not None, f"{delivery.message.id} must not be delivered now"
+            assert delivery.message == copy.message
+            lease = self.model.deliver(delivery, number, now)
+            assert (delivery.attempt, delivery.suspect) == (copy.counted + 1, copy.suspect)
+            fetched.append((number, delivery, lease))
+            self.seen["delivered again" if delivery.attempt > 1 else "delivered"] += 1
+            self.seen["suspect"] += delivery.suspect
+            self.seen["redriven"] += copy.redriven > 0
+        suspects = sum(delivery.suspect for delivery in got)
+        assert suspects <= may_suspect, "at most one suspect at a time"
+        taken = {delivery.message.id for delivery in got}
+        left = [copy for copy in must_go if copy.message.id not in taken and not _may_be_suspect(copy)]
+        if must_suspect and not suspects and len(got) < count:
+            left += [copy for copy in must_go if copy.message.id not in taken and _may_be_suspect(copy)]
+        assert len(got) == count or not left, f"{len(left)} more are ready, and only {len(got)} came"
+        lowest = min((delivery.message.priority for delivery in got), default=0)
+        assert all(copy.message.priority <= lowest for copy in left), "a higher priority was left"
+        self.deliveries += fetched
+        return fetched
+
+    @precondition(lambda self: self.deliveries)
+    @rule(pick=picks)
+    def start(self, pick: int) -> None:
+        self.note_start(*self.deliveries[pick % len(self.deliveries)])
+
+    def note_start(self, number: int, delivery: Delivery, lease: ModelLease) -> None:
+        if lease.until > self.now:
+            self.consumers[number].started([delivery])
+            lease.started = True
+
+    @precondition(lambda self: self.deliveries)
+    @rule(pick=picks, outcome=outcomes)
+    def settle(self, pick: int, outcome: Outcome) -> None:
+        """Any delivery there ever was: also settled ones and those whose lease is over."""
+        self.settle_one(*self.deliveries[pick % len(self.deliveries)], outcome)
+
+    def settle_one(self, number: int, delivery: Delivery, lease: ModelLease, outcome: Outcome) -> None:
+        if delivery.message.id not in self.model.copies:
+            return  # Discarded since.
+        (error,) = self.run(self.consumers[number].settle([(delivery, outcome)]))
+        answer = _ANSWERS[type(error)]
+        assert self.model.settle(delivery.message.id, lease, outcome, answer, self.now), f"wrong answer: {error!r}"
+        self.seen[type(outcome).__name__ if error is None else answer] += 1
+
+    @precondition(lambda self: self.deliveries)
+    @rule(pick=picks)
+    def extend(self, pick: int) -> None:
+        number, delivery, lease = self.deliveries[pick % len(self.deliveries)]
+        lost = self.run(self.consumers[number].extend([delivery]))
+        assert lost in ([], [delivery])
+        assert self.model.extend(delivery.message.id, lease, not lost, self.now), f"extend gave {lost}"
+        self.seen["extension refused" if lost else "extended"] += 1
+
+    @rule(seconds=st.sampled_from([1.0, 7.0, 16.0, 31.0, 120.0]))
+    def advance(self, seconds: float) -> None:
+        """31 s end every lease that is not extended: so dies a consumer."""
+        self.run(self.scene.pass_time(seconds))
+
+    @precondition(lambda self: self.published)
+    @rule(pick=picks)
+    def redrive(self, pick: int) -> None:
+        copy = self.pick_dead(pick)
+        if copy is not None:
+            moved = self.run(self.scene.broker.redrive(self.queue, [copy.message.id]))
+            assert moved == ([copy.message.id] if self.model.redrive(copy.message.id, self.now) else [])
+
+    @precondition(lambda self: self.published)
+    @rule(pick=picks)
+    def discard(self, pick: int) -> None:
+        copy = self.pick_dead(pick)
+        if copy is not None:
+            gone = self.run(self.scene.broker.discard(self.queue, [copy.message.id]))
+            assert gone == ([copy.message.id] if self.model.discard(copy.message.id) else [])
+            self.seen["discarded"] += len(gone)
+
+    @precondition(lambda self: self.published)
+    @rule(pick=picks)
+    def cancel(self, pick: int) -> None:
+        copy = self.pick_copy(pick)
+        if copy is not None:
+            answer = self.run(self.scene.broker.jobs.cancel(copy.message.id))
+            assert self.model.cancel(copy.message.id, answer, self.now), f"cancel gave {answer!r}"
+            self.seen[f"cancel {answer}"] += 1
+
+    @precondition(lambda self: self.deliveries)
+    @rule()
+    def purge(self) -> None:
+        waiting = [copy for copy in self.model.copies.values() if copy.end is None and not copy.runs(self.now)]
+        doubtful = [copy for copy in waiting if copy.in_doubt(self.now)]
+        purged = self.run(self.scene.broker.purge(self.queue))
+        assert len(waiting) - len(doubtful) <= purged <= len(waiting)
+        self.seen["purged"] += purged
+        for copy in waiting:
+            if copy in doubtful:
+                self.noticed(copy)
+            else:
+                copy.end = JobState.CANCELLED
+
+    @rule()
+    def redeclare(self) -> None:
+        again = Subscription(name=self.queue, pattern=self.queue, ordered=self.ordered)
+        self.run(self.scene.broker.declare([], [again]))
+
+    @invariant()
+    def nothing_is_lost_or_invented(self) -> None:
+        """Counts, dead letters and every record are those of the model."""
+        if not hasattr(self, "scene"):
+            return
+        now = self.now
+        if not any(copy.in_doubt(now) for copy in self.model.copies.values()):
+            assert self.run(self.scene.counts(self.queue)) == self.model.counts(now)
+        letters = self.run(self.scene.broker.dead_letters(self.queue, limit=1_000))
+        assert [letter.message.id for letter in letters] == self.model.deaths
+        for letter in letters:
+            copy = self.model.copies[letter.message.id]
+            assert (letter.message, letter.redriven) == (copy.message, copy.redriven)
+            assert len(letter.failures) == copy.failures
+        records = self.run(self.scene.broker.jobs.search(subscription=self.queue, limit=1_000))
+        assert {record.id for record in records} == self.model.copies.keys()
+        for record in records:
+            shown, allowed = (record.state, len(record.failures)), self.model.copies[record.id].shown(now)
+            assert shown in allowed, f"{record.id} shows {shown}, which should be {allowed}"
+            self.seen["shown as expired"] += record.state is JobState.EXPIRED
+
+    def given_back(self, copy: ModelCopy) -> None:
+        """Its consumer was closed: released, unless the broker had noticed before that the lease was over."""
+        record = self.run(self.scene.record(copy.message.id))
+        if len(record.failures) > copy.failures:
+            copy.recover(self.now)
+        else:
+            copy.give_back(self.now)
+        if record.state is JobState.EXPIRED and copy.expired(self.now):
+            copy.end = JobState.EXPIRED
+
+    def noticed(self, copy: ModelCopy) -> None:
+        """Take over what the broker has made of a copy in doubt, if that is one of the things allowed."""
+        record = self.run(self.scene.record(copy.message.id))
+        if record.state is JobState.RUNNING:
+            return
+        if copy.lease is not None:
+            copy.recover(self.now)
+        assert len(record.failures) == copy.failures
+        copy.end = record.state
+        assert record.state in (JobState.CANCELLED, JobState.EXPIRED), record.state
+
+    def pick_copy(self, pick: int) -> ModelCopy | None:
+        return self.model.copies.get(self.published[pick % len(self.published)])
+
+    def pick_dead(self, pick: int) -> ModelCopy | None:
+        """Mostly one that is dead."""
+        if self.model.deaths and pick % 4:
+            return self.model.copies[self.model.deaths[pick % len(self.model.deaths)]]
+        return self.pick_copy(pick)
+
+    def pick_consumer(self, pick: int) -> int:
+        return sorted(self.consumers)[pick % len(self.consumers)]
+
+
+def _may_be_suspect(copy: ModelCopy) -> bool:
+    """It is one, or becomes one when its lost lease is noticed."""
+    return copy.suspect or (copy.lease is not None and copy.lease.started)
+
+
+def run_state_machine(
+    make_harness: Callable[[], Harness], *, max_examples: int = 50, steps: int = 40, shrink: bool = True
+) -> Counter[str]:
+    """Play ``max_examples`` sequences of up to ``steps`` operations, each on a fresh harness.
+
+    The sequences are the same in each run. ``shrink``: make a failing one as short as possible before it is shown.
+    Returns how often each thing happened; a thing that is missing was not tested.
+    """
+    seen: Counter[str] = Counter()
+    machine = type("Machine", (BrokerMachine,), {"make_harness": staticmethod(make_harness), "seen": seen})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=max_examples,
+            stateful_step_count=steps,
+            deadline=None,
+            # A test that fails now and then is a test nobody trusts; whoever hunts raises max_examples.
+            derandomize=True,
+            database=None,
+            phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    return seen
