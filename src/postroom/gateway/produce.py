@@ -38,13 +38,13 @@ class Produce:
     async def enqueue(self, request: Request) -> Response:
         """``POST /v1/tasks/{task}``"""
         task = self._task(request.path_params["task"])
-        options = requests.options(request)
+        options, patience = requests.options(request), requests.wait(request)
         task.handler.compile()
         if requests.media_type(request) == _FORM:
             message = await self._from_form(request, task, options)
         else:
             message = await self._from_json(request, task, options)
-        return await self._accept(request, message, queue=task.queue)
+        return await self._accept(request, message, patience, queue=task.queue)
 
     async def publish(self, request: Request) -> Response:
         """``POST /v1/topics/{topic}``"""
@@ -53,12 +53,12 @@ class Produce:
             topic = self._app.topics[known(name, self._app.topics, "topic")]
         except ConfigurationError as error:
             raise Problem(404, str(error)) from error
-        options = requests.options(request)
+        options, patience = requests.options(request), requests.wait(request)
         _require_json(request)
         body = await requests.body(request, self._app.max_message_size)
         topic.check(body)
         message = Message(id=new_id(), topic=name, name=name, body=body, **self._app.outlet.fields(options, None))
-        return await self._accept(request, message, topic=name)
+        return await self._accept(request, message, patience, topic=name)
 
     def _task(self, name: str) -> Task[..., Any]:
         try:
@@ -117,7 +117,7 @@ class Produce:
         fields = self._app.outlet.fields(options, task.handler.options)
         return Message(id=message_id, topic=task.queue, name=task.name, body=body, **fields)
 
-    async def _accept(self, request: Request, message: Message, **place: str) -> Response:
+    async def _accept(self, request: Request, message: Message, patience: float | None, **place: str) -> Response:
         # If this raises, the message is perhaps stored, perhaps not: its files stay.
         (answer,) = await self._app.outlet.asend([message])
         if isinstance(answer, PostroomError):
@@ -125,7 +125,6 @@ class Produce:
             raise answer
         if answer != message.id:
             await asyncio.to_thread(self._app.outlet.drop_uploads, [message])
-        patience = requests.wait(request)
         location = jobs.location(request, answer)
         if patience is not None:
             status = await self._app.job(answer).aoutcome(patience)
