@@ -6,9 +6,8 @@ import json
 from typing import Any
 
 import click
-import msgspec
 
-from postroom import App, Job, JobState, ValidationError
+from postroom import App, Job, JobState, ValidationError, codec
 from postroom.cli.loading import load_app
 from postroom.cli.output import as_json, print_json
 from postroom.topology import known
@@ -63,16 +62,10 @@ def publish(topic: str, event: str, target: str, headers: tuple[str, ...], json_
     app: App = load_app(target)
     made = app.topics[known(topic, app.topics, "topic")]
     pairs = dict(_pair(header, "--header") for header in headers)
-    value = msgspec.convert(_json(event), made.event.type) if made.event.type in (dict, list) else _typed(made, event)
+    made.check(event.encode())
+    value = codec.decoder(made.event.type).decode(event.encode())
     job = made.using(headers=pairs, **options).publish(value)
     print_json({"id": job.id}) if json_output else click.echo(job.id)
-
-
-def _typed(topic: Any, event: str) -> Any:
-    topic.check(event.encode())
-    from postroom import codec
-
-    return codec.decoder(topic.event.type).decode(event.encode())
 
 
 def _arguments(given: tuple[str, ...]) -> dict[str, Any]:
