@@ -9,6 +9,8 @@ from functools import partial
 
 from postroom.broker.base import Broker, Delivery
 from postroom.handler import Handler
+from postroom.store.blobs import BlobStore
+from postroom.store.sweep import keep_sweeping
 from postroom.topology import Topology
 from postroom.worker.fetch import Fetcher, Pace, Watchdog
 from postroom.worker.lease import LeaseKeeper
@@ -47,7 +49,11 @@ class Intake:
         return cls(broker, topology, sources, concurrency)
 
     def start(
-        self, runner: Runner, failed: Callable[[BaseException], None], ended: Callable[[list[Work]], None]
+        self,
+        runner: Runner,
+        blobs: BlobStore,
+        failed: Callable[[BaseException], None],
+        ended: Callable[[list[Work]], None],
     ) -> None:
         """Begin to fetch for ``runner``. ``failed`` is told what ended one of the loops, which nothing should."""
         self._runner = runner
@@ -55,7 +61,7 @@ class Intake:
         watchdog = Watchdog(self.fetcher, runner.release_older_than, lambda: runner.turns)
         loops = [self.fetcher.run(), self._keeper.run(), watchdog.run()]
         if self._broker.capabilities.jobs:
-            loops.append(self.reporter.run(self._broker.jobs))
+            loops += [self.reporter.run(self._broker.jobs), keep_sweeping(self._broker, blobs)]
         for loop in loops:
             task = asyncio.get_running_loop().create_task(loop)
             task.add_done_callback(partial(_tell, failed))

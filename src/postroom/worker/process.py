@@ -125,7 +125,7 @@ class Worker:
     async def _begin(self) -> None:
         if self._options.drain:
             self._intake.fetcher.when_idle(lambda: self._loop.call_soon_threadsafe(self._stopping.set))
-        self._intake.start(self._runner, self._failed, self._ended)
+        self._intake.start(self._runner, self._app.blobs, self._failed, self._ended)
 
     async def _stop(self, children: ChildPool | None) -> None:
         logger.info("worker %d stops; %d handlers run", os.getpid(), self._runner.running)
