@@ -6,6 +6,7 @@ The write-ahead log itself changes before a commit can be seen; a bell rung afte
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -18,7 +19,9 @@ class Bell:
 
     def ring(self) -> None:
         """Tell everybody. Costs one small write to the page cache."""
-        os.pwrite(self._descriptor, b".", 0)
+        # The commit stands, whatever happens here. On a full disk others find the message by their regular looks.
+        with suppress(OSError):
+            os.pwrite(self._descriptor, b".", 0)
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import sqlite3
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +27,8 @@ from postroom.broker.sqlite.watch import Watch
 from postroom.clock import Clock, SystemClock
 from postroom.errors import BrokerClosed, BrokerUnavailable, ConfigurationError, PostroomError, SubscriptionNotFound
 from postroom.message import DeadLetter, Message
+
+logger = logging.getLogger("postroom.broker")
 
 _OLDEST_SQLITE = (3, 35, 0)
 
@@ -60,6 +65,7 @@ class SQLiteBroker(Broker):
         self._watch: Watch | None = None
         self._upkeep: asyncio.Task[None] | None = None
         self._jobs = SQLiteJobStore(self)
+        self._joining = asyncio.Lock()
         self._closed = False
 
     def now(self) -> float:
@@ -73,7 +79,7 @@ class SQLiteBroker(Broker):
             raise ConfigurationError(
                 f"Python's SQLite is {sqlite3.sqlite_version}; Postroom needs 3.35 or newer: use a newer Python"
             )
-        self.engine.open(self._prepare)
+        self.engine.open(partial(schema.check, path=str(self.path)), self._prepare)
         try:
             self._bell = Bell(self.path)
         except OSError as error:
@@ -82,22 +88,30 @@ class SQLiteBroker(Broker):
 
     async def close(self) -> None:
         self._closed = True
-        for consumer in list(self._consumers):
-            await consumer.close()
         if self._upkeep is not None:
             self._upkeep.cancel()
             await asyncio.wait([self._upkeep])
             self._upkeep = None
-        if self.holders.registered:
-            await self.engine.write(self.holders.unregister)
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
-        await self.engine.close()
-        self.holders.close()
-        if self._bell is not None:
-            self._bell.close()
-            self._bell = None
+        released = False
+        try:
+            for consumer in list(self._consumers):
+                await consumer.close()
+            if self.holders.registered:
+                await self.engine.write(self.holders.unregister)
+            released = True
+        finally:
+            if self._watch is not None:
+                self._watch.close()
+                self._watch = None
+            await self.engine.close()
+            # What could not be released, others find in the notes, as after the death of this process.
+            self.holders.close(keep_notes=not released)
+            for consumer in list(self._consumers):
+                consumer.drop()
+            self._consumers.clear()
+            if self._bell is not None:
+                self._bell.close()
+                self._bell = None
 
     async def declare(self, topics: Sequence[Topic], subscriptions: Sequence[Subscription]) -> None:
         declaration = Declaration(topics, subscriptions, self._file_clock)
@@ -115,8 +129,9 @@ class SQLiteBroker(Broker):
 
     async def consume(self, subscription: str, *, lease: float = 30.0) -> Consumer:
         sub, _ = self._subscription(subscription)
-        if not self.holders.registered:
-            await self._become_holder()
+        async with self._joining:
+            if not self.holders.registered:
+                await self._become_holder()
         consumer = SQLiteConsumer(self, subscription, sub, lease)
         self._consumers.add(consumer)
         return consumer
@@ -149,7 +164,9 @@ class SQLiteBroker(Broker):
 
     async def unsubscribe(self, subscription: str) -> None:
         sub, _ = self._subscription(subscription)
-        await self.engine.write(lambda connection: letters.unsubscribe(connection, sub))
+        await self.engine.write(
+            lambda connection: letters.unsubscribe(connection, sub, subscription), undo=self._routes.forget
+        )
 
     async def replay(self, subscription: str, since: float | None = None) -> int:
         sub, _ = self._subscription(subscription)
@@ -188,7 +205,7 @@ class SQLiteBroker(Broker):
 
     async def _become_holder(self) -> None:
         try:
-            await self.engine.write(self.holders.register)
+            await self.engine.write(self.holders.register, done=self.holders.join)
         except OSError as error:
             raise BrokerUnavailable(f"cannot write beside {self.path}: {error.strerror}") from error
         if self._watch is None and self._bell is not None:
@@ -213,11 +230,11 @@ class SQLiteBroker(Broker):
             try:
                 await self._recover_dead()
                 await self._clean()
-            except BrokerUnavailable:
-                # Whoever fetches or settles meets the same error and tells it; this goes on trying.
-                continue
             except BrokerClosed:
                 return
+            except (PostroomError, OSError) as error:
+                # Without this task no death is noticed: it goes on trying, whatever goes wrong.
+                logger.warning("cannot look after %s, trying again: %s", self.path, error)
 
     async def _recover_dead(self) -> None:
         with self.engine.translated():
@@ -264,4 +281,5 @@ def _path(url: str) -> Path:
         raise ConfigurationError(
             f"{url}: write sqlite:///file.db (relative) or sqlite:////path/file.db; memory:// needs no file at all"
         )
-    return Path(path[1:])
+    # Absolute and free of links: all processes must look for each other beside the same file, wherever they are.
+    return Path(os.path.realpath(path[1:]))

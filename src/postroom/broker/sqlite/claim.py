@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -21,7 +21,7 @@ WHERE sub = ? AND lane = ? AND visible_at <= ? AND suspect = 0 ORDER BY visible_
 """
 _SUSPECT = f"""
 SELECT {_COLUMNS} FROM message INDEXED BY message_suspect
-WHERE sub = ? AND suspect = 1 AND visible_at <= ? ORDER BY visible_at LIMIT 1
+WHERE sub = ? AND suspect = 1 AND visible_at <= ? AND state = 0 ORDER BY visible_at LIMIT 1
 """
 _TAKE = """
 UPDATE message SET state = 1, lane = lane + 100, visible_at = ?, lease = ?, started_at = ?
@@ -52,10 +52,12 @@ EXPIRES_AT = MESSAGE + 9
 class Claimer:
     """Claims for one subscription, within the transaction of the caller."""
 
-    def __init__(self, sub: int, was_started: Callable[[int, int], bool], worker_of: Callable[[int], str]) -> None:
-        """``was_started(seq, lease)``: what the former holder had noted of an expired lease."""
+    def __init__(
+        self, sub: int, notes_of: Callable[[int], Mapping[tuple[int, int], bool]], worker_of: Callable[[int], str]
+    ) -> None:
+        """``notes_of(holder)``: whether it had started (seq, lease)."""
         self._sub = sub
-        self._was_started = was_started
+        self._notes_of = notes_of
         self._worker_of = worker_of
 
     def is_any(self, connection: sqlite3.Connection, now: float, *, suspect: bool) -> bool:
@@ -79,26 +81,37 @@ class Claimer:
     ) -> list[Row]:
         """Lease up to ``limit`` rows until then, at most one suspect, and none unless ``suspect`` allows it."""
         self._take_back(connection, now)
-        found: list[Row] = []
-        if suspect:
-            ready = connection.execute(_SUSPECT, (self._sub, now)).fetchall()
-            found += self._take(connection, now, until, lease, ready)
+        found = self._take_suspect(connection, now, until, lease) if suspect else []
+        expired = 0
         lane = self._next_lane(connection, _BEFORE_ALL)
-        while lane is not None and lane <= 0 and len(found) < limit:
+        # Many that expire at once are left to the janitor: one transaction must not end them all.
+        while lane is not None and lane <= 0 and len(found) < limit and expired < _STEP:
             ready = connection.execute(_READY, (self._sub, lane, now, limit - len(found))).fetchall()
             taken = self._take(connection, now, until, lease, ready)
             found += taken
+            expired += len(ready) - len(taken)
             if len(taken) == len(ready):
                 # Else some had expired, and this lane may hold more.
                 lane = self._next_lane(connection, lane)
         return found
 
+    def _take_suspect(self, connection: sqlite3.Connection, now: float, until: float, lease: int) -> list[Row]:
+        while ready := connection.execute(_SUSPECT, (self._sub, now)).fetchall():
+            if taken := self._take(connection, now, until, lease, ready):
+                return taken
+        return []
+
     def _take_back(self, connection: sqlite3.Connection, now: float) -> None:
         """Leases that have ended, before anything else: what was recovered goes ahead."""
+        notes: dict[int, Mapping[tuple[int, int], bool]] = {}
         for lane in self._lanes(connection, after=0):
             for seq, lease in connection.execute(_OVERDUE, (self._sub, lane, now, _STEP)).fetchall():
-                started = self._was_started(seq, lease)
-                settle.give_back(connection, now, seq, lease, started=started, worker=self._worker_of(lease >> 32))
+                holder = lease >> 32
+                if holder not in notes:
+                    notes[holder] = self._notes_of(holder)
+                # Of whom nothing is known, it counts: else a message that brings the machine down would never die.
+                started = notes[holder].get((seq, lease), True)
+                settle.give_back(connection, now, seq, lease, started=started, worker=self._worker_of(holder))
 
     def _take(
         self, connection: sqlite3.Connection, now: float, until: float, lease: int, ready: list[Row]

@@ -39,7 +39,7 @@ class SQLiteConsumer(Consumer):
         self._name = name
         self._sub = sub
         self._lease = lease
-        self._claimer = claim.Claimer(sub, broker.holders.was_started, broker.holders.worker_of)
+        self._claimer = claim.Claimer(sub, broker.holders.notes_of, broker.holders.worker_of)
         self._held: dict[Delivery, None] = {}
         self._suspect: Delivery | None = None
         self._wake = asyncio.Event()
@@ -58,6 +58,7 @@ class SQLiteConsumer(Consumer):
             self._wake.clear()
             now = broker.now()
             with broker.engine.translated():
+                self._drop_lost_suspect(broker.engine.connection)
                 ready = self._claimer.is_any(broker.engine.connection, now, suspect=self._suspect is None)
             if ready:
                 deliveries = await self._claim(max_messages)
@@ -125,7 +126,7 @@ class SQLiteConsumer(Consumer):
         self._broker.forget(self)
 
     def drop(self) -> None:
-        """The subscription is gone; nothing can be settled any more."""
+        """The connection is gone; nothing can be settled any more."""
         self._closed = True
         self._wake.set()
 
@@ -163,6 +164,11 @@ class SQLiteConsumer(Consumer):
                                     done=lambda verdicts: self._after(claimed, verdicts, ready=True))  # fmt: skip
             raise
         return claimed
+
+    def _drop_lost_suspect(self, connection: sqlite3.Connection) -> None:
+        """A suspect whose lease has passed to others is held no longer, whether this consumer was told so or not."""
+        if self._suspect is not None and not settle.is_held(connection, self._suspect.receipt.seq_lease):
+            self._forget(self._suspect, lost=True)
 
     def _delivery(self, row: claim.Row, lease: int, slot: int) -> Delivery:
         delivery = Delivery(

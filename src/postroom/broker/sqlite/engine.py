@@ -51,8 +51,11 @@ class Engine:
         self._scheduled = False
         self._busy: asyncio.Task[None] | None = None
 
-    def open(self, prepare: Callable[[sqlite3.Connection], None]) -> None:
-        """Open or create the file. Raises ``BrokerUnavailable`` or ``ConfigurationError``."""
+    def open(self, check: Callable[[sqlite3.Connection], None], prepare: Callable[[sqlite3.Connection], None]) -> None:
+        """Open or create the file: ``check`` sees it as it is, before anything in it is changed.
+
+        Raises ``BrokerUnavailable`` or ``ConfigurationError``.
+        """
         if not self.path.parent.is_dir():
             raise ConfigurationError(f"the directory {self.path.parent} does not exist; create it, or change the URL")
         with self.translated():
@@ -60,6 +63,7 @@ class Engine:
                 self.path, timeout=BUSY_DEADLINE, isolation_level=None, check_same_thread=False, cached_statements=256
             )
             try:
+                check(connection)
                 self._configure(connection)
                 prepare(connection)
                 connection.execute("PRAGMA busy_timeout = 0")
@@ -210,8 +214,12 @@ class Engine:
             return self._fail(operations, translate(error, self.path))
         self.commits += 1
         for operation, value in zip(operations, values, strict=True):
-            if operation.done is not None:
-                operation.done(value)
+            try:
+                if operation.done is not None:
+                    operation.done(value)
+            except Exception as error:
+                # The others of this transaction must be answered all the same.
+                self._fail([operation], error)
             if not operation.future.done():
                 operation.future.set_result(value)
         return None

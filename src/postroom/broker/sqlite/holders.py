@@ -69,12 +69,13 @@ class Journal:
     def content(self) -> bytes:
         return b"".join(segment[:] for segment in self._segments)
 
-    def close(self) -> None:
-        """Give up the lock and remove the file."""
+    def close(self, *, keep: bool = False) -> None:
+        """Give up the lock, and remove the file unless it is to be found by others."""
         for segment in self._segments:
             segment.close()
         os.close(self._descriptor)
-        remove(self.path)
+        if not keep:
+            remove(self.path)
         os.close(self._lock)
         _own.get(os.getpid(), {}).pop(self.path.name, None)
 
@@ -87,13 +88,18 @@ class Journal:
 
 
 def is_dead(path: Path) -> bool:
-    """Whether the process that holds the file has died. A missing file is a dead one's."""
+    """Whether the process that holds the file has died. A missing file is a dead one's.
+
+    Of one that cannot be opened, another user's perhaps, nothing is known: its leases must end by themselves.
+    """
     if fcntl is None or path.name in _own.get(os.getpid(), ()):
         return False
     try:
         descriptor = os.open(lock_of(path), os.O_RDWR)
     except FileNotFoundError:
         return True
+    except OSError:
+        return False
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

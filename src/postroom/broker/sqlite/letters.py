@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -89,11 +89,12 @@ def purge(connection: sqlite3.Connection, sub: int, now: float) -> int:
     return count
 
 
-def unsubscribe(connection: sqlite3.Connection, sub: int) -> None:
-    """Delete a subscription and all it holds."""
+def unsubscribe(connection: sqlite3.Connection, sub: int, name: str) -> None:
+    """Delete a subscription and all it holds; a queue with it, which would accept jobs and drop them."""
     connection.execute("DELETE FROM failure WHERE seq IN (SELECT seq FROM message WHERE sub = ?)", (sub,))
     connection.execute("DELETE FROM message WHERE sub = ?", (sub,))
     connection.execute("DELETE FROM subscription WHERE id = ?", (sub,))
+    connection.execute("DELETE FROM topic WHERE name = ? AND queue = 1", (name,))
     connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'topology'")
 
 
@@ -119,7 +120,7 @@ def replay(connection: sqlite3.Connection, clock: FileClock, sub: int, since: fl
 
 def retained(
     connection: sqlite3.Connection, pattern: str, where: dict[str, str], clock: FileClock, since: float | None
-) -> list[Message]:
+) -> Iterator[Message]:
     """What the log holds for a subscription, oldest first."""
     topics = [
         name for (name,) in connection.execute("SELECT name FROM topic WHERE queue = 0") if matches(pattern, name)
@@ -131,13 +132,13 @@ def retained(
         "AND published_at >= ? AND purge_at > ? ORDER BY seq",
         (msgspec.json.encode(topics).decode(), begin, now),
     )
-    messages = [_message.decode(text) for (text,) in found]
-    return [
-        message
-        for message in messages
-        if all(message.headers.get(name) == value for name, value in where.items())
-        and (message.expires_at is None or clock.convert(message.expires_at) > now)
-    ]
+    for (text,) in found:
+        # One by one: a day of events need not fit into memory.
+        message = _message.decode(text)
+        if all(message.headers.get(name) == value for name, value in where.items()) and (
+            message.expires_at is None or clock.convert(message.expires_at) > now
+        ):
+            yield message
 
 
 def stats(connection: sqlite3.Connection, now: float) -> list[SubscriptionStats]:

@@ -28,26 +28,31 @@ class Holders:
         assert self._journal is not None, "register() comes first"
         return self._journal
 
-    def register(self, connection: sqlite3.Connection) -> None:
-        """Become known to the others. The lock is held before anybody can look for it."""
+    def register(self, connection: sqlite3.Connection) -> int:
+        """Become known to the others, with the lock held. Returns the number to join as."""
         if self._journal is None:
             self._journal = holders.Journal(self._directory)
         worker = f"{socket.gethostname()}:{os.getpid()}"
         row = connection.execute("INSERT INTO holder (file, worker) VALUES (?, ?)", (self._journal.path.name, worker))
-        self._id = int(row.lastrowid or 0)
+        return int(row.lastrowid or 0)
+
+    def join(self, number: int) -> None:
+        """The registration is committed. Before, another process might get the same number, and the same leases."""
+        self._id = number
 
     @property
     def registered(self) -> bool:
-        return self._journal is not None
+        return self._id != 0
 
     def unregister(self, connection: sqlite3.Connection) -> None:
         connection.execute("DELETE FROM holder WHERE id = ?", (self._id,))
 
-    def close(self) -> None:
-        """Give up the lock."""
+    def close(self, *, keep_notes: bool) -> None:
+        """Give up the lock. ``keep_notes`` leaves what is still held to whoever finds the lock free."""
         if self._journal is not None:
-            self._journal.close()
+            self._journal.close(keep=keep_notes)
             self._journal = None
+        self._id = 0
 
     def next_lease(self) -> int:
         """A token that no other claim has or ever had."""
@@ -74,15 +79,12 @@ class Holders:
         path, _ = self._files.pop(number)
         holders.remove(path)
 
-    def was_started(self, seq: int, lease: int) -> bool:
-        """Whether the holder of an expired lease had started the message; if nothing is known, it counts."""
-        path, _ = self._files.get(lease >> 32, (None, ""))
-        if lease >> 32 == self._id:
+    def notes_of(self, number: int) -> dict[tuple[int, int], bool]:
+        """What a holder has noted: whether it had started (seq, lease); empty if nothing is known of it."""
+        path, _ = self._files.get(number, (None, ""))
+        if number == self._id:
             path = self.journal.path
-        for noted_seq, noted_lease, started in holders.claims(path) if path is not None else ():
-            if (noted_seq, noted_lease) == (seq, lease):
-                return started
-        return True
+        return {} if path is None else {(seq, lease): started for seq, lease, started in holders.claims(path)}
 
     def worker_of(self, number: int) -> str:
         """``host:pid`` of a holder, as far as it is known."""

@@ -72,10 +72,13 @@ class Routes:
             routes = tuple(
                 route
                 for pattern, route in self._subscriptions
-                if (pattern == topic if queue else matches(pattern, topic))
+                if (route.name == topic if queue else not self._is_queue(route.name) and matches(pattern, topic))
             )
             found = self._destinations[topic] = Destination(retention, routes, _plain(retention, routes))
         return found
+
+    def _is_queue(self, name: str) -> bool:
+        return name in self._topics and self._topics[name][0]
 
 
 def _plain(retention: float, routes: tuple[Route, ...]) -> Route | None:

@@ -117,8 +117,8 @@ def prepare(connection: sqlite3.Connection, path: str, migrations: Sequence[str]
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
+        check(connection, path, migrations)
         version = _version(connection)
-        _refuse_foreign(connection, path, version, len(migrations))
         for migration in migrations[version:]:
             # Not executescript: it would commit, and a crash leave half a migration.
             for statement in migration.split(";"):
@@ -131,7 +131,9 @@ def prepare(connection: sqlite3.Connection, path: str, migrations: Sequence[str]
         raise
 
 
-def _refuse_foreign(connection: sqlite3.Connection, path: str, version: int, known: int) -> None:
+def check(connection: sqlite3.Connection, path: str, migrations: Sequence[str] = MIGRATIONS) -> None:
+    """Only reads. Raises ``ConfigurationError`` for a file that is not ours or too new."""
+    version, known = _version(connection), len(migrations)
     tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if _application(connection) != APPLICATION_ID and (version or (tables and tables[0])):
         raise ConfigurationError(f"{path} is a SQLite database, but not Postroom's; give Postroom a file of its own")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -135,6 +134,11 @@ def expire(connection: sqlite3.Connection, now: float, limit: int, sub: int | No
         end(connection, now, EXPIRED, seq)
 
 
+def is_held(connection: sqlite3.Connection, claim: Claim) -> bool:
+    """Whether the message is still under that lease."""
+    return connection.execute("SELECT 1 FROM message WHERE seq = ? AND lease = ?", claim).fetchone() is not None
+
+
 def extend(connection: sqlite3.Connection, until: float, held: Sequence[Claim]) -> list[bool]:
     """Whether each is still held; those that are, are so until then."""
     return [changed(connection, _EXTEND, (until, seq, lease)) for seq, lease in held]
@@ -157,7 +161,7 @@ def give_back(connection: sqlite3.Connection, now: float, seq: int, lease: int, 
         message="its worker died, or froze past its lease, while it ran",
         worker=worker,
         started_at=row[1],
-        failed_at=time.time(),
+        failed_at=now,
     )
     connection.execute(_RETRY, (FRONT, now, 1, seq, lease))
     rows.add_failure(connection, seq, failure)

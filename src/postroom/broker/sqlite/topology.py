@@ -36,6 +36,7 @@ class Declaration:
             self._store_topic(connection, topic)
         for subscription in self._subscriptions:
             self._store_subscription(connection, subscription)
+        self._refuse_empty(connection)
         connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'topology'")
 
     def _store_topic(self, connection: sqlite3.Connection, topic: Topic) -> None:
@@ -50,10 +51,13 @@ class Declaration:
         )
 
     def _store_subscription(self, connection: sqlite3.Connection, item: Subscription) -> None:
-        queue = connection.execute("SELECT 1 FROM topic WHERE name = ? AND queue = 1", (item.pattern,)).fetchone()
+        queue = connection.execute(
+            "SELECT name FROM topic WHERE name IN (?, ?) AND queue = 1", (item.pattern, item.name)
+        ).fetchone()
         if queue is not None and item.name != item.pattern:
             raise ConfigurationError(
-                f"{item.pattern!r} is a queue: it has one subscription only, so {item.name!r} cannot be one"
+                f"{queue[0]!r} is a queue: it has one subscription only, named like it, so {item.name!r} of "
+                f"{item.pattern!r} cannot be one"
             )
         known = connection.execute("SELECT id FROM subscription WHERE name = ?", (item.name,)).fetchone()
         columns = _columns(item)
@@ -73,10 +77,20 @@ class Declaration:
 
     def _refuse_second(self, connection: sqlite3.Connection, queue: str) -> None:
         other = connection.execute(
-            "SELECT name FROM subscription WHERE pattern = ?1 AND name <> ?1 LIMIT 1", (queue,)
+            "SELECT name FROM subscription WHERE ?1 IN (name, pattern) AND name <> pattern LIMIT 1", (queue,)
         ).fetchone()
         if other is not None:
-            raise ConfigurationError(f"{queue!r} cannot be a queue: the subscription {other[0]!r} is on that topic")
+            raise ConfigurationError(
+                f"{queue!r} cannot be a queue: the subscription {other[0]!r} is on that topic, or has its name"
+            )
+
+    def _refuse_empty(self, connection: sqlite3.Connection) -> None:
+        row = connection.execute(
+            "SELECT name FROM topic WHERE queue = 1 AND name NOT IN (SELECT name FROM subscription) LIMIT 1"
+        ).fetchone()
+        if row is not None:
+            # It would accept jobs and drop them.
+            raise ConfigurationError(f"queue {row[0]!r} has no subscription; declare one of the same name with it")
 
 
 _KNOWN = "SELECT name, pattern, filter, ordered, maximum FROM subscription"
