@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Literal
+
+import msgspec
 
 from postroom.broker.base import Ack, Cancel, Dead, Delivery, Outcome, Release, Retry
 from postroom.message import JobState, Message
@@ -56,6 +60,18 @@ class ModelCopy:
         """Whether the broker may have noticed something or not."""
         return self.end is None and (self.lapsed(now) or self.expired(now))
 
+    @property
+    def may_be_suspect(self) -> bool:
+        """It is one, or becomes one when the loss of its lease is noticed."""
+        return self.suspect or (self.lease is not None and self.lease.started)
+
+    def is_same(self, message: Message) -> bool:
+        """Unchanged; a redriven message no longer expires, and may say so."""
+        original = self.message
+        if self.redriven and message.expires_at is None:
+            original = msgspec.structs.replace(original, expires_at=None)
+        return message == original
+
     def recover(self, now: float) -> None:
         """The broker has noticed that the lease is over."""
         if self.lease is not None and self.lease.started:
@@ -103,6 +119,7 @@ class Model:
     """Idempotency key -> (first id, body, end of the window)."""
     deaths: list[str] = field(default_factory=list)
     """Ids of the dead, in the order of their death."""
+    numbers: Iterator[int] = field(default_factory=count)
 
     def publish(self, message: Message, now: float) -> str | None:
         """The id it is stored under, or ``None`` for a conflict."""
@@ -113,7 +130,7 @@ class Model:
         if key is not None:
             self.keys[key] = (message.id, message.body, now + message.dedup_window)
         visible_at = max(now, message.not_before or 0.0)
-        self.copies[message.id] = ModelCopy(message, len(self.copies), visible_at, message.expires_at)
+        self.copies[message.id] = ModelCopy(message, next(self.numbers), visible_at, message.expires_at)
         return message.id
 
     def deliverable(self, now: float, *, certain: bool) -> list[ModelCopy]:

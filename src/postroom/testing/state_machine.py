@@ -83,8 +83,8 @@ class BrokerMachine(RuleBasedStateMachine):
     seen: Counter[str]
     """How often each thing happened, over all sequences: what never happened was not tested."""
 
-    @initialize(ordered=st.booleans(), first=st.lists(drafts, min_size=2, max_size=5))
-    def begin(self, ordered: bool, first: list[Draft]) -> None:
+    @initialize(ordered=st.booleans(), bury=st.booleans(), first=st.lists(drafts, min_size=2, max_size=5))
+    def begin(self, ordered: bool, bury: bool, first: list[Draft]) -> None:
         """Hypothesis leaves out some rules in each sequence: without messages and consumers the rest would be idle."""
         self.runner = asyncio.Runner()
         harness = type(self).make_harness()
@@ -104,6 +104,9 @@ class BrokerMachine(RuleBasedStateMachine):
         self.open_consumer()
         for draft in first:
             self.put(draft)
+        if bury:
+            for entry in self.fetch(1, 1):
+                self.settle_one(*entry, Dead(failure()))
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(coroutine)
@@ -203,19 +206,18 @@ class BrokerMachine(RuleBasedStateMachine):
         for delivery in got:
             copy = allowed.get(delivery.message.id)
             assert copy is not None, f"{delivery.message.id} must not be delivered now"
-            assert delivery.message == copy.message
+            assert copy.is_same(delivery.message)
             lease = self.model.deliver(delivery, number, now)
             assert (delivery.attempt, delivery.suspect) == (copy.counted + 1, copy.suspect)
             fetched.append((number, delivery, lease))
             self.seen["delivered again" if delivery.attempt > 1 else "delivered"] += 1
-            self.seen["suspect"] += delivery.suspect
-            self.seen["redriven"] += copy.redriven > 0
+            self.seen.update(suspect=delivery.suspect, redriven=copy.redriven > 0)
         suspects = sum(delivery.suspect for delivery in got)
         assert suspects <= may_suspect, "at most one suspect at a time"
         taken = {delivery.message.id for delivery in got}
-        left = [copy for copy in must_go if copy.message.id not in taken and not _may_be_suspect(copy)]
+        left = [copy for copy in must_go if copy.message.id not in taken and not copy.may_be_suspect]
         if must_suspect and not suspects and len(got) < count:
-            left += [copy for copy in must_go if copy.message.id not in taken and _may_be_suspect(copy)]
+            left += [copy for copy in must_go if copy.message.id not in taken and copy.may_be_suspect]
         assert len(got) == count or not left, f"{len(left)} more are ready, and only {len(got)} came"
         lowest = min((delivery.message.priority for delivery in got), default=0)
         assert all(copy.message.priority <= lowest for copy in left), "a higher priority was left"
@@ -251,7 +253,6 @@ class BrokerMachine(RuleBasedStateMachine):
     def extend(self, pick: int) -> None:
         number, delivery, lease = self.deliveries[pick % len(self.deliveries)]
         lost = self.run(self.consumers[number].extend([delivery]))
-        assert lost in ([], [delivery])
         assert self.model.extend(delivery.message.id, lease, not lost, self.now), f"extend gave {lost}"
         self.seen["extension refused" if lost else "extended"] += 1
 
@@ -267,6 +268,15 @@ class BrokerMachine(RuleBasedStateMachine):
         if copy is not None:
             moved = self.run(self.scene.broker.redrive(self.queue, [copy.message.id]))
             assert moved == ([copy.message.id] if self.model.redrive(copy.message.id, self.now) else [])
+
+    @precondition(lambda self: self.model.deaths and self.consumers)
+    @rule(pick=picks)
+    def redrive_and_receive(self, pick: int) -> None:
+        """Back from the dead, and out again beside the others."""
+        message_id = self.model.deaths[pick % len(self.model.deaths)]
+        assert self.run(self.scene.broker.redrive(self.queue, [message_id])) == [message_id]
+        assert self.model.redrive(message_id, self.now)
+        self.fetch(self.pick_consumer(pick), 4)
 
     @precondition(lambda self: self.published)
     @rule(pick=picks)
@@ -314,10 +324,14 @@ class BrokerMachine(RuleBasedStateMachine):
         if not any(copy.in_doubt(now) for copy in self.model.copies.values()):
             assert self.run(self.scene.counts(self.queue)) == self.model.counts(now)
         letters = self.run(self.scene.broker.dead_letters(self.queue, limit=1_000))
-        assert [letter.message.id for letter in letters] == self.model.deaths
+        # Of those that died at the same moment none is the older.
+        assert {letter.message.id for letter in letters} == set(self.model.deaths)
+        times = [letter.dead_at for letter in letters]
+        assert times == sorted(times), "dead letters are listed oldest first"
         for letter in letters:
             copy = self.model.copies[letter.message.id]
-            assert (letter.message, letter.redriven) == (copy.message, copy.redriven)
+            assert copy.is_same(letter.message)
+            assert letter.redriven == copy.redriven
             assert len(letter.failures) == copy.failures
         records = self.run(self.scene.broker.jobs.search(subscription=self.queue, limit=1_000))
         assert {record.id for record in records} == self.model.copies.keys()
@@ -358,11 +372,6 @@ class BrokerMachine(RuleBasedStateMachine):
 
     def pick_consumer(self, pick: int) -> int:
         return sorted(self.consumers)[pick % len(self.consumers)]
-
-
-def _may_be_suspect(copy: ModelCopy) -> bool:
-    """It is one, or becomes one when its lost lease is noticed."""
-    return copy.suspect or (copy.lease is not None and copy.lease.started)
 
 
 def run_state_machine(

@@ -8,7 +8,7 @@ from postroom.broker.base import Ack, Cancel, Dead, Delivery, Release, Retry
 from postroom.errors import LeaseLost
 from postroom.testing.checker import held_twice, miscounted
 from postroom.testing.scene import Scene, failure, labels
-from postroom.testing.suite import proves
+from postroom.testing.suite import proves, requires
 
 
 @proves("C4", "I6")
@@ -190,6 +190,45 @@ async def test_another_consumer_may_have_another_suspect(scene: Scene) -> None:
     await scene.kill(frozen, started=await scene.take(frozen, 2))
     got = [await scene.take_one(one), await scene.take_one(other)]
     assert [delivery.suspect for delivery in got] == [True, True]
+
+
+@proves("C7", "C4")
+async def test_a_suspect_that_was_lost_is_no_longer_held(scene: Scene) -> None:
+    """a consumer whose lease of a suspect has passed to others may be given suspects again: none is left to nobody."""
+    queue = await scene.queue()
+    await scene.publish(scene.message(queue))
+    one, other = await scene.consume(queue), await scene.consume(queue)
+    for attempt, consumer in enumerate((one, other, one, other, one), 1):
+        delivery = await scene.take_one(consumer)
+        assert (delivery.attempt, delivery.suspect) == (attempt, attempt > 1)
+        await scene.kill(consumer, started=[delivery])
+
+
+@proves("C7")
+@requires("priorities")
+async def test_a_suspect_has_its_priority(scene: Scene) -> None:
+    """what came back from a dead holder does not overtake the more urgent."""
+    queue = await scene.queue()
+    await scene.publish(scene.message(queue, "suspect", priority=1))
+    frozen, other = await scene.consume(queue), await scene.consume(queue)
+    await scene.kill(frozen, started=[await scene.take_one(frozen)])
+    await scene.publish(scene.message(queue, "urgent", priority=5))
+    assert labels([await scene.take_one(other), await scene.take_one(other)]) == ["urgent", "suspect"]
+
+
+@proves("C7", "C2")
+@requires("expiry")
+async def test_an_expired_suspect_hides_no_other(scene: Scene) -> None:
+    """of two that a dead holder had started one has expired since: the other is there at once."""
+    queue = await scene.queue()
+    await scene.publish(scene.message(queue, "stale", expires_at=scene.now() + scene.lease / 2))
+    frozen, other = await scene.consume(queue), await scene.consume(queue)
+    started = await scene.take(frozen, 1)
+    await scene.publish(scene.message(queue, "sound"))
+    started += await scene.take(frozen, 1)
+    await scene.kill(frozen, started=started)
+    assert labels([await scene.take_one(other)]) == ["sound"]
+    await scene.nothing(other)
 
 
 @proves("C7")
