@@ -126,6 +126,9 @@ def test_what_is_done_is_not_held_in_memory() -> None:
         state = broker._state
         assert state is not None
         assert len(state.by_id) == 3000
+        kept = state.subscriptions["q"]
+        assert not any(copy.message.body for copy in kept.copies.values()), "the bodies of what is done"
+        assert not kept.waiters
         assert len(state.alarms._heap) < 10_000
         await clock.advance(61.0)
         assert await broker.jobs.search() == []

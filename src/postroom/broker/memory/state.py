@@ -79,12 +79,7 @@ class State:
             copy.subscription.place(copy, self.now)
 
     def _set_alarm(self, copy: Copy) -> None:
-        earliest = self.alarms.earliest
         self.alarms.set(copy, copy.due(self.now))
-        if self.alarms.earliest is not None and (earliest is None or self.alarms.earliest < earliest):
-            # Whoever waits counts on being woken by the earliest alarm.
-            for subscription in self.subscriptions.values():
-                subscription.wake()
 
     # Topology
 
@@ -246,6 +241,8 @@ class State:
         elif isinstance(outcome, Release):
             self._wait(copy, outcome.delay, ahead=outcome.delay <= 0)
         self._set_alarm(copy)
+        # Whoever waits has another alarm to wait for; and having settled a suspect one may take the next.
+        copy.subscription.wake()
 
     def release(self, leases: Sequence[Lease]) -> None:
         """Give back, uncounted and at once, what a closing consumer holds."""

@@ -205,6 +205,22 @@ async def test_a_suspect_that_was_lost_is_no_longer_held(scene: Scene) -> None:
 
 
 @proves("C7")
+async def test_settling_a_suspect_wakes_its_consumer(scene: Scene) -> None:
+    """a receive that waits, because its consumer holds a suspect, gets the next once that one is settled."""
+    queue = await scene.queue()
+    await scene.publish(*scene.messages(queue, "a b"))
+    frozen, other = await scene.consume(queue), await scene.consume(queue)
+    await scene.kill(frozen, started=await scene.take(frozen, 2))
+    first = await scene.take_one(other)
+    waiting = asyncio.create_task(other.receive(1, None))
+    await scene.settle()
+    assert not waiting.done()
+    await scene.ack(other, first)
+    async with asyncio.timeout(scene.harness.patience):
+        assert sorted(labels([first, *await waiting])) == ["a", "b"]
+
+
+@proves("C7")
 @requires("priorities")
 async def test_a_suspect_has_its_priority(scene: Scene) -> None:
     """what came back from a dead holder does not overtake the more urgent."""
