@@ -160,7 +160,15 @@ class SQLiteBroker(Broker):
 
     async def purge(self, subscription: str) -> int:
         sub, _ = self._subscription(subscription)
-        return await self.engine.write(lambda connection: letters.purge(connection, sub, self.now()))
+        with self.engine.translated():
+            up_to = letters.newest(self.engine.connection)
+        count = 0
+        # In steps, for a long queue would hold up everybody else's transactions.
+        while ended := await self.engine.write(
+            lambda connection: letters.purge(connection, sub, self.now(), up_to), done=lambda _: self._changed()
+        ):
+            count += ended
+        return count
 
     async def unsubscribe(self, subscription: str) -> None:
         sub, _ = self._subscription(subscription)

@@ -21,7 +21,7 @@ WHERE sub = ? AND lane = ? AND visible_at <= ? AND suspect = 0 ORDER BY visible_
 """
 _SUSPECT = f"""
 SELECT {_COLUMNS} FROM message INDEXED BY message_suspect
-WHERE sub = ? AND suspect = 1 AND visible_at <= ? AND state = 0 ORDER BY visible_at LIMIT 1
+WHERE sub = ? AND lane = ? AND visible_at <= ? AND suspect = 1 ORDER BY visible_at LIMIT 1
 """
 _TAKE = """
 UPDATE message SET state = 1, lane = lane + 100, visible_at = ?, lease = ?, started_at = ?
@@ -35,9 +35,10 @@ _OVERDUE = """
 SELECT seq, lease FROM message INDEXED BY message_ready
 WHERE sub = ? AND lane = ? AND visible_at <= ? ORDER BY visible_at LIMIT ?
 """
-_ANY_SUSPECT = (
-    "SELECT 1 FROM message INDEXED BY message_suspect WHERE sub = ? AND suspect = 1 AND visible_at <= ? LIMIT 1"
-)
+_ANY_SUSPECT = """
+SELECT 1 FROM message INDEXED BY message_suspect
+WHERE sub = ? AND lane = ? AND visible_at <= ? AND suspect = 1 LIMIT 1
+"""
 _NEXT = "SELECT min(visible_at) FROM message INDEXED BY message_ready WHERE sub = ? AND lane = ? AND visible_at > ?"
 _BEFORE_ALL = -(1 << 31)
 _STEP = 500
@@ -62,14 +63,16 @@ class Claimer:
 
     def is_any(self, connection: sqlite3.Connection, now: float, *, suspect: bool) -> bool:
         """Whether a claim would find something to do. Only reads."""
-        if suspect and connection.execute(_ANY_SUSPECT, (self._sub, now)).fetchone():
-            return True
-        return any(
-            connection.execute(_ANY, (self._sub, lane, now)).fetchone()
-            if lane <= 0
-            else connection.execute(_OVERDUE, (self._sub, lane, now, 1)).fetchone()
-            for lane in self._lanes(connection)
-        )
+        for lane in self._lanes(connection):
+            if lane > 0:
+                found = connection.execute(_OVERDUE, (self._sub, lane, now, 1)).fetchone()
+            else:
+                found = connection.execute(_ANY, (self._sub, lane, now)).fetchone()
+                if found is None and suspect:
+                    found = connection.execute(_ANY_SUSPECT, (self._sub, lane, now)).fetchone()
+            if found is not None:
+                return True
+        return False
 
     def next_due(self, connection: sqlite3.Connection, now: float) -> float | None:
         """When the next one becomes visible by time alone."""
@@ -81,11 +84,14 @@ class Claimer:
     ) -> list[Row]:
         """Lease up to ``limit`` rows until then, at most one suspect, and none unless ``suspect`` allows it."""
         self._take_back(connection, now)
-        found = self._take_suspect(connection, now, until, lease) if suspect else []
+        found: list[Row] = []
         expired = 0
         lane = self._next_lane(connection, _BEFORE_ALL)
         # Many that expire at once are left to the janitor: one transaction must not end them all.
         while lane is not None and lane <= 0 and len(found) < limit and expired < _STEP:
+            if suspect and (taken := self._take_suspect(connection, now, until, lease, lane)):
+                found += taken
+                suspect = False
             ready = connection.execute(_READY, (self._sub, lane, now, limit - len(found))).fetchall()
             taken = self._take(connection, now, until, lease, ready)
             found += taken
@@ -95,8 +101,10 @@ class Claimer:
                 lane = self._next_lane(connection, lane)
         return found
 
-    def _take_suspect(self, connection: sqlite3.Connection, now: float, until: float, lease: int) -> list[Row]:
-        while ready := connection.execute(_SUSPECT, (self._sub, now)).fetchall():
+    def _take_suspect(
+        self, connection: sqlite3.Connection, now: float, until: float, lease: int, lane: int
+    ) -> list[Row]:
+        while ready := connection.execute(_SUSPECT, (self._sub, lane, now)).fetchall():
             if taken := self._take(connection, now, until, lease, ready):
                 return taken
         return []

@@ -15,22 +15,23 @@ from postroom.store.base import CancelAnswer, JobStore
 if TYPE_CHECKING:
     from postroom.broker.sqlite.broker import SQLiteBroker
 
-_FROM = (
-    f"SELECT {rows.RECORD} FROM message AS m LEFT JOIN subscription AS s ON s.id = m.sub "
-    "WHERE (m.purge_at IS NULL OR m.purge_at > ?1)"
-)
+_SELECT = f"SELECT {rows.RECORD} FROM message AS m"
+_JOIN = "LEFT JOIN subscription AS s ON s.id = m.sub WHERE (m.purge_at IS NULL OR m.purge_at > ?1)"
+_ANY_SUBSCRIPTION = "m.sub IN (SELECT id FROM subscription)"
 
 # How each state is told apart in SQL; ``?1`` is now.
 _WHERE = {
     JobState.SCHEDULED: "m.state = 0 AND m.failures = 0 AND m.due > ?1",
     JobState.READY: "m.state = 0 AND m.failures = 0 AND m.due <= ?1",
     JobState.RETRYING: "m.state = 0 AND m.failures > 0",
-    JobState.RUNNING: "m.state = 1",
+    JobState.RUNNING: f"m.state = 1 AND m.lane > 0 AND m.visible_at IS NOT NULL AND {_ANY_SUBSCRIPTION}",
     JobState.SUCCEEDED: "m.state = 2",
-    JobState.DEAD: "m.state = 3",
+    JobState.DEAD: f"m.state = 3 AND {_ANY_SUBSCRIPTION}",
     JobState.CANCELLED: "m.state = 4",
     JobState.EXPIRED: "m.state = 5",
 }
+# Those a person looks at most: found without a look at the rest.
+_INDEX = {JobState.RUNNING: "INDEXED BY message_ready", JobState.DEAD: "INDEXED BY message_dead"}
 
 
 class SQLiteJobStore(JobStore):
@@ -43,19 +44,20 @@ class SQLiteJobStore(JobStore):
         engine = self._broker.engine
         with engine.translated():
             found = engine.connection.execute(
-                f"{_FROM} AND m.id = ?2 ORDER BY m.sub", (self._broker.now(), job_id)
+                f"{_SELECT} {_JOIN} AND m.id = ?2 ORDER BY m.sub", (self._broker.now(), job_id)
             ).fetchall()
             return self._records(found)
 
     async def search(
         self, *, subscription: str | None = None, state: JobState | None = None, limit: int = 100
     ) -> list[JobRecord]:
-        conditions = []
+        index = "" if state is None else _INDEX.get(state, "")
+        conditions = [f"{_SELECT} {index} {_JOIN}"]
         if subscription is not None:
             conditions.append("s.name = ?3")
         if state is not None:
             conditions.append(_WHERE[state])
-        sql = f"{' AND '.join([_FROM, *conditions])} ORDER BY m.seq DESC LIMIT ?2"
+        sql = f"{' AND '.join(conditions)} ORDER BY m.seq DESC LIMIT ?2"
         engine = self._broker.engine
         bindings = (self._broker.now(), limit, subscription)[: 2 if subscription is None else 3]
         with engine.translated():

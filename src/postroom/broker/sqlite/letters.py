@@ -21,6 +21,21 @@ UPDATE message SET state = 0, failures = 0, suspect = 0, cancel = 0, due = ?1, v
     finished_at = NULL, purge_at = NULL, result = NULL, progress = NULL, expires_at = NULL
 WHERE seq = ?3
 """
+PURGE_STEP = 5000
+"""Messages that one transaction of a purge ends."""
+_LINED_UP = """
+SELECT seq, line FROM message INDEXED BY message_line
+WHERE sub = ? AND line IS NOT NULL AND state = 0 AND seq <= ? LIMIT ?
+"""
+_WAITING_IN_LANES = """
+SELECT seq, line FROM message INDEXED BY message_ready
+WHERE sub = ? AND lane <= 0 AND visible_at IS NOT NULL AND seq <= ? LIMIT ?
+"""
+_PURGE = """
+UPDATE message SET state = ?, visible_at = NULL, line = NULL, suspect = 0, body = NULL, finished_at = ?,
+    purge_at = ? + result_ttl
+WHERE seq IN (SELECT value FROM json_each(?))
+"""
 
 _message = msgspec.json.Decoder(Message)
 
@@ -78,15 +93,25 @@ def discard(connection: sqlite3.Connection, sub: int, ids: Sequence[str]) -> lis
     return gone
 
 
-def purge(connection: sqlite3.Connection, sub: int, now: float) -> int:
-    """End all that waits. The rows stay as records: an id that was given out is never unknown."""
-    count = connection.execute(
-        "UPDATE message SET state = ?, visible_at = NULL, line = NULL, suspect = 0, body = NULL, finished_at = ?, "
-        "purge_at = ? + result_ttl WHERE sub = ? AND state = ?",
-        (CANCELLED, now, now, sub, WAITING),
-    ).rowcount
-    connection.execute("UPDATE subscription SET live = live - ? WHERE id = ?", (count, sub))
-    return count
+def newest(connection: sqlite3.Connection) -> int:
+    """The ``seq`` of the message published last."""
+    return int(connection.execute("SELECT coalesce(max(seq), 0) FROM message").fetchone()[0])
+
+
+def purge(connection: sqlite3.Connection, sub: int, now: float, up_to: int) -> int:
+    """End some of what waits, none of it newer than ``up_to``. Returns how many, 0 when it is done.
+
+    The rows stay as records: an id that was given out is never unknown.
+    """
+    found = connection.execute(_LINED_UP, (sub, up_to, PURGE_STEP)).fetchall()
+    found = found or connection.execute(_WAITING_IN_LANES, (sub, up_to, PURGE_STEP)).fetchall()
+    seqs = msgspec.json.encode([seq for seq, _ in found]).decode()
+    connection.execute(_PURGE, (CANCELLED, now, now, seqs))
+    connection.execute("UPDATE subscription SET live = live - ? WHERE id = ?", (len(found), sub))
+    for line in {line for _, line in found if line is not None}:
+        # Something newer of that key may have come meanwhile.
+        settle.advance(connection, sub, line)
+    return len(found)
 
 
 def unsubscribe(connection: sqlite3.Connection, sub: int, name: str) -> None:

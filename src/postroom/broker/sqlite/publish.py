@@ -33,6 +33,9 @@ _KNOWN_KEY = "SELECT id, fingerprint FROM dedup WHERE topic = ? AND key = ? AND 
 _REMEMBER_KEY = "REPLACE INTO dedup VALUES (?, ?, ?, ?, ?)"
 _LIVE = "UPDATE subscription SET live = live + ? WHERE id = ?"
 
+_Run = tuple[str, list[tuple[Any, ...]]]
+"""A statement, and rows in a row that it inserts."""
+
 NO_SUBSCRIPTION = 0
 """The ``sub`` of the record of a message that nobody wanted."""
 
@@ -45,8 +48,7 @@ class Publication:
         self._routes = routes
         self._clock = clock
         self._now = clock.now()
-        self._rows: dict[int, list[tuple[Any, ...]]] = {}
-        self._bare: dict[int, list[tuple[Any, ...]]] = {}
+        self._runs: dict[int, list[_Run]] = {}
         self._logged: list[tuple[Any, ...]] = []
         self._room: dict[int, int] = {}
         self._lines: set[tuple[int, str]] = set()
@@ -61,7 +63,7 @@ class Publication:
             if route is None:
                 answers.append(self._add(message))
             else:
-                self._bare.setdefault(route.id, []).append(self._bare_row(message, route.id))
+                self._put(route.id, _INSERT_BARE, self._bare_row(message, route.id))
                 answers.append(message.id)
         self._write()
         return answers
@@ -84,6 +86,13 @@ class Publication:
             message.created_at, message.result_ttl, message.dedup_window,
         )  # fmt: skip
 
+    def _put(self, sub: int, sql: str, row: tuple[Any, ...]) -> None:
+        """Behind the rows of the same subscription: they are inserted in the order of the batch."""
+        runs = self._runs.setdefault(sub, [])
+        if not runs or runs[-1][0] is not sql:
+            runs.append((sql, []))
+        runs[-1][1].append(row)
+
     def _add(self, message: Message) -> str | PostroomError:
         destination = self._routes.destination(message.topic)
         if destination is None:
@@ -101,14 +110,13 @@ class Publication:
         for route in destination.routes:
             if route.wants(message.headers):
                 wanted = True
-                self._rows.setdefault(route.id, []).append(self._row(message, route.id, route.ordered))
+                self._put(route.id, _INSERT, self._row(message, route.id, route.ordered))
         if destination.retention > 0:
             self._log(message, destination.retention)
         if not wanted:
             kept = destination.retention or message.result_ttl
-            self._rows.setdefault(NO_SUBSCRIPTION, []).append(
-                (*self._row(message, NO_SUBSCRIPTION, False)[:2], None, *self._ended(message, kept))
-            )
+            row = (*self._row(message, NO_SUBSCRIPTION, False)[:2], None, *self._ended(message, kept))
+            self._put(NO_SUBSCRIPTION, _INSERT, row)
         return message.id
 
     def _row(self, message: Message, sub: int, ordered: bool) -> tuple[Any, ...]:
@@ -202,13 +210,21 @@ class Publication:
 
     def _write(self) -> None:
         connection = self._connection
-        for sql, waiting in ((_INSERT, self._rows), (_INSERT_BARE, self._bare)):
-            for sub, rows in waiting.items():
+        known: set[int] = set()
+        for sub, runs in self._runs.items():
+            added = 0
+            for sql, rows in runs:
                 before = connection.total_changes
                 connection.executemany(sql, rows)
-                added = connection.total_changes - before
-                if added and sub != NO_SUBSCRIPTION:
-                    connection.execute(_LIVE, (added, sub))
+                added += connection.total_changes - before
+                if connection.total_changes - before < len(rows):
+                    known.add(sub)
+            if added and sub != NO_SUBSCRIPTION:
+                connection.execute(_LIVE, (added, sub))
+        for sub, line in self._lines:
+            if sub in known:
+                # What others of its key were put behind may be known already, and done.
+                settle.advance(connection, sub, line)
         if self._logged:
             connection.executemany(_LOG, self._logged)
 
@@ -231,6 +247,7 @@ def copy_retained(connection: sqlite3.Connection, clock: FileClock, message: Mes
     added: int = connection.total_changes - before
     if added:
         connection.execute(_LIVE, (added, sub))
+        connection.execute("DELETE FROM message WHERE id = ? AND sub = ?", (message.id, NO_SUBSCRIPTION))
     return bool(added)
 
 

@@ -66,8 +66,9 @@ CREATE TABLE message (
 );
 CREATE INDEX message_ready ON message (sub, lane, visible_at) WHERE visible_at IS NOT NULL;
 CREATE UNIQUE INDEX message_id ON message (id, sub);
-CREATE INDEX message_suspect ON message (sub, visible_at) WHERE suspect = 1 AND visible_at IS NOT NULL;
+CREATE INDEX message_suspect ON message (sub, lane, visible_at) WHERE suspect = 1 AND visible_at IS NOT NULL;
 CREATE INDEX message_line ON message (sub, line, seq) WHERE line IS NOT NULL;
+CREATE INDEX message_head ON message (sub, line) WHERE line IS NOT NULL AND visible_at IS NOT NULL;
 CREATE INDEX message_expiry ON message (expires_at) WHERE expires_at IS NOT NULL AND state = 0;
 CREATE INDEX message_dead ON message (sub, finished_at, seq) WHERE state = 3;
 CREATE INDEX message_purge ON message (purge_at) WHERE purge_at IS NOT NULL;
