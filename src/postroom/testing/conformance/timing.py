@@ -17,7 +17,7 @@ async def test_never_early(scene: Scene) -> None:
     await scene.publish(
         scene.message(queue, "later", not_before=scene.now() + 2 * scene.unit), scene.message(queue, "now")
     )
-    consumer = await scene.consume(queue)
+    consumer = await scene.consume(queue, lease=20 * scene.unit)
     assert labels([await scene.take_one(consumer)]) == ["now"]
     assert await scene.counts(queue) == {"delayed": 1, "running": 1}
     await scene.pass_time(scene.unit)
@@ -58,7 +58,7 @@ async def test_a_retry_waits_its_delay(scene: Scene) -> None:
     """the next delivery is not before the delay is over, holds no lease meanwhile, and others flow."""
     queue = await scene.queue()
     await scene.publish(scene.message(queue, "failed"))
-    consumer = await scene.consume(queue)
+    consumer = await scene.consume(queue, lease=20 * scene.unit)
     await scene.fail(consumer, await scene.take_one(consumer), delay=2 * scene.unit)
     await scene.publish(scene.message(queue, "other"))
     assert labels([await scene.take_one(consumer)]) == ["other"]
