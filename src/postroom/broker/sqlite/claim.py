@@ -80,10 +80,18 @@ class Claimer:
         return min((row[0] for row in times if row and row[0] is not None), default=None)
 
     def claim(
-        self, connection: sqlite3.Connection, now: float, until: float, lease: int, limit: int, *, suspect: bool
+        self,
+        connection: sqlite3.Connection,
+        now: float,
+        until: float,
+        lease: int,
+        limit: int,
+        may_have_suspect: Callable[[sqlite3.Connection], bool],
     ) -> list[Row]:
-        """Lease up to ``limit`` rows until then, at most one suspect, and none unless ``suspect`` allows it."""
+        """Lease up to ``limit`` rows until then, at most one suspect, and none unless ``may_have_suspect`` then."""
         self._take_back(connection, now)
+        # Asked only now: what the consumer held may just have been taken back from it.
+        suspect = may_have_suspect(connection)
         found: list[Row] = []
         expired = 0
         lane = self._next_lane(connection, _BEFORE_ALL)

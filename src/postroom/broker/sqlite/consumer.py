@@ -58,8 +58,8 @@ class SQLiteConsumer(Consumer):
             self._wake.clear()
             now = broker.now()
             with broker.engine.translated():
-                self._drop_lost_suspect(broker.engine.connection)
-                ready = self._claimer.is_any(broker.engine.connection, now, suspect=self._suspect is None)
+                connection = broker.engine.connection
+                ready = self._claimer.is_any(connection, now, suspect=self._may_have_suspect(connection))
             if ready:
                 deliveries = await self._claim(max_messages)
                 if deliveries:
@@ -142,7 +142,7 @@ class SQLiteConsumer(Consumer):
             if cancelled or self._closed:
                 return []
             now = broker.now()
-            found = self._claimer.claim(connection, now, now + self._lease, lease, limit, suspect=self._suspect is None)
+            found = self._claimer.claim(connection, now, now + self._lease, lease, limit, self._may_have_suspect)
             # In the journal before the commit: a claim nobody knows of would wait for its lease.
             slots.extend(journal.note(row[claim.SEQ], lease) for row in found)
             return found
@@ -165,10 +165,9 @@ class SQLiteConsumer(Consumer):
             raise
         return claimed
 
-    def _drop_lost_suspect(self, connection: sqlite3.Connection) -> None:
-        """A suspect whose lease has passed to others is held no longer, whether this consumer was told so or not."""
-        if self._suspect is not None and not settle.is_held(connection, self._suspect.receipt.seq_lease):
-            self._forget(self._suspect, lost=True)
+    def _may_have_suspect(self, connection: sqlite3.Connection) -> bool:
+        """One whose lease has passed to others is held no longer, whether this consumer was told so or not."""
+        return self._suspect is None or not settle.is_held(connection, self._suspect.receipt.seq_lease)
 
     def _delivery(self, row: claim.Row, lease: int, slot: int) -> Delivery:
         delivery = Delivery(
