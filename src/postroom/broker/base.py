@@ -44,6 +44,9 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     delay: float | None
     """Longest delay in seconds; ``None``: any."""
     priorities: bool
+    fifo: bool
+    """Of one priority, the longer ready comes first, and what was released at once comes ahead of all.
+    Else roughly so."""
     ordering: bool
     """Order by key in subscriptions declared ``ordered``."""
     patterns: bool
@@ -51,7 +54,16 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     filters: bool
     """Subscriptions by header (``where``)."""
     deduplication: bool
+    """``idempotency_key`` is honoured."""
+    known_ids: bool
+    """Publishing an id that a subscription still holds or remembers makes no second message there."""
+    start_notes: bool
+    """Remembers which deliveries were ``started`` when their holder dies; else all it held count as started."""
     expiry: bool
+    limits: bool
+    """Honours ``Subscription.limit``."""
+    exact_stats: bool
+    """``stats`` are exact at their moment; else estimates that become right when all is quiet."""
     retention: bool
     """Keeps published events for later subscriptions (``start="earliest"``) and ``replay``."""
     max_message_size: int | None = None
@@ -176,8 +188,9 @@ class Consumer(ABC):
         """Settle each delivery once; what was confirmed is durable on return.
 
         Returns, in order, ``None`` for settled or the error of that one: ``LeaseLost`` if its lease
-        has passed to another, ``AlreadySettled`` if this consumer settled it before. One refusal
-        does not affect the others. Raises ``BrokerUnavailable`` if nothing is known of any.
+        has passed to another, ``AlreadySettled`` if this consumer settled it before. A lease that has
+        run out but that nobody took yet may be settled or refused. One refusal does not affect the
+        others. Raises ``BrokerUnavailable`` if nothing is known of any.
         """
 
     @abstractmethod
@@ -206,7 +219,8 @@ class Broker(ABC):
     async def declare(self, topics: Sequence[Topic], subscriptions: Sequence[Subscription]) -> None:
         """Create or update topology; repeating it changes nothing and loses nothing.
 
-        What is not named is left alone. A changed ``where``, ``limit`` or pattern applies to later messages.
+        What is not named is left alone. A queue is declared together with its subscription. A changed
+        ``where``, ``limit`` or pattern applies to later messages.
         Raises ``ConfigurationError`` if a queue would get a second subscription.
         """
 
@@ -219,7 +233,7 @@ class Broker(ABC):
         name and body within its window: the first message's id. Errors per message: ``IdempotencyConflict``
         (same key, other name or body), ``QueueFull``, ``MessageTooLarge``, ``TopicNotFound`` (topic never
         declared). Publishing the same id to the same topic again is no second message for a subscription
-        that still holds or remembers it. Raises if the outcome of the whole batch is unknown.
+        that still holds or remembers it (see ``known_ids``). Raises if the outcome of the whole batch is unknown.
         """
 
     @abstractmethod
@@ -239,13 +253,17 @@ class Broker(ABC):
         after: str | None = None,
         limit: int = 100,
     ) -> list[DeadLetter]:
-        """Dead letters oldest first: those of ``ids``, or a page of ``limit`` that follows the id ``after``."""
+        """Dead letters oldest first: those of ``ids``, or a page of ``limit`` that follows the id ``after``.
+
+        If ``after`` is no longer dead the page begins where it stood, or at the first letter.
+        """
 
     @abstractmethod
     async def redrive(self, subscription: str, ids: Sequence[str]) -> list[str]:
         """Move dead letters back into their subscription, ready, attempts counted from 1, history kept.
 
-        Returns the ids that were moved. Dying half-way leaves each message in one of the two places.
+        Whoever redrives wants it handled: an ``expires_at`` that has passed no longer holds. Returns the ids
+        that were moved. Dying half-way leaves each message in one of the two places.
         """
 
     @abstractmethod
@@ -256,9 +274,9 @@ class Broker(ABC):
     async def purge(self, subscription: str) -> int:
         """Delete all waiting messages of a subscription (not the running, not the dead). Returns how many."""
 
+    @abstractmethod
     async def unsubscribe(self, subscription: str) -> None:
-        """Delete a subscription with all it holds, dead letters too."""
-        raise UnsupportedOperation(f"{type(self).__name__} cannot delete subscriptions", "retention")
+        """Delete a subscription with all it holds, dead letters too. Raises ``SubscriptionNotFound``."""
 
     async def replay(self, subscription: str, since: float | None = None) -> int:
         """Deliver retained messages published since the unix time ``since`` (``None``: all) once more,

@@ -44,11 +44,16 @@ class MemoryBroker(Broker):
         transactional_publish=False,
         delay=None,
         priorities=True,
+        fifo=True,
         ordering=True,
         patterns=True,
         filters=True,
         deduplication=True,
+        known_ids=True,
+        start_notes=True,
         expiry=True,
+        limits=True,
+        exact_stats=True,
         retention=True,
     )
 

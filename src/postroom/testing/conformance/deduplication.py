@@ -108,7 +108,7 @@ async def test_keys_of_different_topics_differ(scene: Scene) -> None:
 
 
 @proves("C11", "C15")
-@requires("deduplication")
+@requires("deduplication", "limits")
 async def test_a_refused_message_takes_no_key(scene: Scene) -> None:
     """what was not stored is not remembered: the same call succeeds once there is room."""
     queue = await scene.queue(limit=1)

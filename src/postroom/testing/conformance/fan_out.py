@@ -240,6 +240,7 @@ async def test_unsubscribe(scene: Scene) -> None:
 
 
 @proves("C15", "C9")
+@requires("limits")
 async def test_a_full_subscription_refuses_for_all(scene: Scene) -> None:
     """a message that one subscription cannot take is stored in none, so that publishing it again makes no duplicate."""
     topic = await scene.topic()

@@ -41,6 +41,7 @@ async def test_a_waiting_consumer_gets_what_a_lease_gives_free(scene: Scene) -> 
 
 
 @proves("C7", "I10")
+@requires("start_notes")
 async def test_what_was_not_started_does_not_count(scene: Scene) -> None:
     """what a dead holder had only claimed comes back uncounted; only what it had started is suspect."""
     queue = await scene.queue()
@@ -268,6 +269,7 @@ async def test_suspicion_stays_as_long_as_told(scene: Scene) -> None:
 
 
 @proves("C4")
+@requires("fifo")
 async def test_the_recovered_goes_ahead(scene: Scene) -> None:
     """what a dead holder had held comes before what waited."""
     queue = await scene.queue()

@@ -13,6 +13,7 @@ from postroom.testing.suite import proves, requires
 
 
 @proves("C14")
+@requires("fifo")
 async def test_publish_subscribe_in_order(scene: Scene) -> None:
     """without priorities, delays and failures the longer ready come first."""
     queue = await scene.queue()

@@ -86,6 +86,7 @@ async def test_a_topic_nobody_subscribes_to_accepts(scene: Scene) -> None:
 
 
 @proves("I16", "C15")
+@requires("limits")
 async def test_a_full_queue_refuses(scene: Scene) -> None:
     """at the limit each further message is refused; settling makes room; dead letters take none."""
     queue = await scene.queue(limit=2)
@@ -102,6 +103,7 @@ async def test_a_full_queue_refuses(scene: Scene) -> None:
 
 
 @proves("I16")
+@requires("limits")
 async def test_a_full_queue_refuses_within_a_batch(scene: Scene) -> None:
     """a batch that does not fit is stored as far as it fits, and the answers tell how far."""
     queue = await scene.queue(limit=3)
@@ -111,6 +113,7 @@ async def test_a_full_queue_refuses_within_a_batch(scene: Scene) -> None:
 
 
 @proves("I16")
+@requires("limits")
 async def test_a_raised_limit_applies_to_later_messages(scene: Scene) -> None:
     """a subscription declared anew with a higher limit takes more, and has lost nothing."""
     topic = await scene.topic()
@@ -123,6 +126,7 @@ async def test_a_raised_limit_applies_to_later_messages(scene: Scene) -> None:
 
 
 @proves("I3")
+@requires("known_ids")
 async def test_the_same_id_again_is_no_second_message(scene: Scene) -> None:
     """whoever retries an unconfirmed publish makes no duplicate: waiting, running or remembered."""
     queue = await scene.queue()
@@ -138,6 +142,7 @@ async def test_the_same_id_again_is_no_second_message(scene: Scene) -> None:
 
 
 @proves("I3")
+@requires("known_ids")
 async def test_the_same_id_twice_in_a_batch_is_one_message(scene: Scene) -> None:
     """the same within one batch."""
     queue = await scene.queue()

@@ -6,7 +6,7 @@ from postroom.broker.base import Ack, Cancel, Dead, Outcome, Release, Retry
 from postroom.errors import AlreadySettled
 from postroom.testing.checker import miscounted, resurrected, total_queue
 from postroom.testing.scene import Scene, failure, labels
-from postroom.testing.suite import proves
+from postroom.testing.suite import proves, requires
 
 
 @proves("I4")
@@ -70,6 +70,7 @@ async def test_a_release_does_not_count(scene: Scene) -> None:
 
 
 @proves("C16")
+@requires("fifo")
 async def test_the_released_goes_ahead(scene: Scene) -> None:
     """what is given back at once comes before what waits."""
     queue = await scene.queue()
@@ -81,6 +82,7 @@ async def test_the_released_goes_ahead(scene: Scene) -> None:
 
 
 @proves("C6")
+@requires("fifo")
 async def test_the_retried_goes_behind(scene: Scene) -> None:
     """what failed is tried again after what was ready before."""
     queue = await scene.queue()

@@ -168,7 +168,7 @@ async def test_a_retry_after_expiry_is_not_delivered(scene: Scene) -> None:
 
 
 @proves("C15")
-@requires("expiry")
+@requires("expiry", "limits")
 async def test_the_expired_makes_room(scene: Scene) -> None:
     """what has expired does not count towards the limit, even if nobody consumes."""
     queue = await scene.queue(limit=1)
@@ -178,7 +178,7 @@ async def test_the_expired_makes_room(scene: Scene) -> None:
 
 
 @proves("C2")
-@requires("priorities")
+@requires("priorities", "fifo")
 async def test_higher_priority_first(scene: Scene) -> None:
     """9 before 5 before 0; within one priority the longer ready."""
     queue = await scene.queue()
@@ -214,7 +214,7 @@ async def test_priority_survives_a_retry(scene: Scene) -> None:
 
 
 @proves("C2")
-@requires("priorities", "delay")
+@requires("priorities", "delay", "fifo")
 async def test_ready_since_counts_not_published_since(scene: Scene) -> None:
     """of one priority the one that became ready first comes first, though published later."""
     queue = await scene.queue()
