@@ -90,7 +90,7 @@ def test_imports_point_upwards_only(module: str) -> None:
 @pytest.mark.parametrize("module", sorted(name for name in MODULES if name.startswith("postroom.broker.")))
 def test_adapters_know_neither_each_other_nor_the_worker(module: str) -> None:
     adapter = module.split(".")[2]
-    shared = {"base", "finding", "registry", "thread"}
+    shared = {"base", "finding", "registry", "routing", "thread"}
     for imported in imports_of(MODULES[module], top_level=False):
         parts = imported.split(".")
         if parts[:2] == ["postroom", "broker"] and len(parts) > 2:
@@ -102,6 +102,8 @@ def test_adapters_know_neither_each_other_nor_the_worker(module: str) -> None:
 def test_only_adapters_talk_to_a_broker(module: str) -> None:
     # The inbox writes to the user's own database, whose connection it is given; the demo reads that of its example.
     allowed = {"sqlite3"} if module in {"postroom.store.inbox", "postroom.demo.evidence"} else set()
+    if module.startswith("postroom.store.sqlite."):
+        allowed = {"sqlite3"}
     clients = {name.split(".")[0] for name in imports_of(MODULES[module], top_level=False)} & CLIENTS
     assert clients <= allowed, f"{module} imports {clients}"
 

@@ -12,7 +12,7 @@ import pytest
 
 from postroom.broker.base import Ack, Dead, Delivery, Retry, Subscription, Topic
 from postroom.broker.memory import MemoryBroker
-from postroom.broker.memory.routing import matches
+from postroom.broker.routing import matches
 from postroom.errors import BrokerClosed, ConfigurationError
 from postroom.message import Failure, Message, new_id
 from postroom.testing.clock import ManualClock

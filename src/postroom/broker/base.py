@@ -106,6 +106,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """1 + the failures counted so far: retries, and deaths of processes that had started it."""
     suspect: bool = False
     """Its former holder died or froze while it ran: it may be the killer. Run it apart."""
+    replayed: bool = False
+    """It comes from ``Broker.replay``: again, although it may have ended before. Told by brokers that keep no jobs."""
     receipt: Any = None
     """The adapter's own handle (lease token, delivery tag); opaque to everyone else."""
 

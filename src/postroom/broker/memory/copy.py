@@ -52,6 +52,7 @@ class Copy:
         "progress",
         "ready_since",
         "redriven",
+        "replayed",
         "result",
         "started_at",
         "subscription",
@@ -82,6 +83,7 @@ class Copy:
         self.death = 0
         """Place in the order in which messages died."""
         self.redriven = 0
+        self.replayed = False
         self.cancel_requested = False
         self.started_at: float | None = None
         self.finished_at: float | None = None

@@ -11,9 +11,9 @@ from postroom.broker.base import Ack, Cancel, Dead, Delivery, Outcome, Release, 
 from postroom.broker.memory.alarms import Alarms
 from postroom.broker.memory.copy import Copy, Lease
 from postroom.broker.memory.dedup import Dedup
-from postroom.broker.memory.routing import wants
 from postroom.broker.memory.subscription import SubscriptionState
 from postroom.broker.memory.topology import check
+from postroom.broker.routing import wants
 from postroom.clock import Clock
 from postroom.errors import PostroomError, QueueFull, SubscriptionNotFound, TopicNotFound
 from postroom.message import Failure, JobState, Message
@@ -188,6 +188,7 @@ class State:
                 copy.number = next(self._numbers)
                 copy.expires_at = message.expires_at
                 self._enter(copy)
+            state.copies[message.id].replayed = True
             replayed += 1
         return replayed
 
@@ -356,6 +357,7 @@ def delivery_of(lease: Lease) -> Delivery:
         subscription=copy.subscription.name,
         attempt=copy.attempt,
         suspect=copy.suspect,
+        replayed=copy.replayed,
         receipt=lease,
     )
 

@@ -109,22 +109,24 @@ MIGRATIONS: Sequence[str] = (_V1,)
 """Statement by statement from an empty file to this version; only ever appended to."""
 
 
-def prepare(connection: sqlite3.Connection, path: str, migrations: Sequence[str] = MIGRATIONS) -> None:
+def prepare(
+    connection: sqlite3.Connection, path: str, migrations: Sequence[str] = MIGRATIONS, application: int = APPLICATION_ID
+) -> None:
     """Create or migrate, in one transaction. Raises ``ConfigurationError`` for a file that is not ours or too new.
 
     Several processes may do this at once: the version is read again under the write lock.
     """
-    if _version(connection) == len(migrations) and _application(connection) == APPLICATION_ID:
+    if _version(connection) == len(migrations) and _application(connection) == application:
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        check(connection, path, migrations)
+        check(connection, path, migrations, application)
         version = _version(connection)
         for migration in migrations[version:]:
             # Not executescript: it would commit, and a crash leave half a migration.
             for statement in migration.split(";"):
                 connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA application_id = {application}")
         connection.execute(f"PRAGMA user_version = {len(migrations)}")
         connection.execute("COMMIT")
     except BaseException:
@@ -132,12 +134,14 @@ def prepare(connection: sqlite3.Connection, path: str, migrations: Sequence[str]
         raise
 
 
-def check(connection: sqlite3.Connection, path: str, migrations: Sequence[str] = MIGRATIONS) -> None:
+def check(
+    connection: sqlite3.Connection, path: str, migrations: Sequence[str] = MIGRATIONS, application: int = APPLICATION_ID
+) -> None:
     """Only reads. Raises ``ConfigurationError`` for a file that is not ours or too new."""
     version, known = _version(connection), len(migrations)
     tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if _application(connection) != APPLICATION_ID and (version or (tables and tables[0])):
-        raise ConfigurationError(f"{path} is a SQLite database, but not Postroom's; give Postroom a file of its own")
+    if _application(connection) != application and (version or (tables and tables[0])):
+        raise ConfigurationError(f"{path} is a SQLite database, but not of this kind; give Postroom a file of its own")
     if version > known:
         raise ConfigurationError(
             f"{path} was written by a newer Postroom (schema {version}, this one knows {known}); upgrade Postroom"
