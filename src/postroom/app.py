@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+
+logger = logging.getLogger("postroom")
 
 DEFAULT_URL = "sqlite:///postroom.db"
 DEFAULT_QUEUE = "default"
@@ -298,13 +301,26 @@ class App:
         from postroom.broker.registry import make_broker
 
         broker = make_broker(self.url)
-        if self._store is not None and broker.capabilities.jobs:
+        if self._store is None:
+            if not broker.capabilities.jobs:
+                logger.warning(
+                    "no store is set: this broker keeps no job status, no results and no idempotency keys, and jobs "
+                    "cannot be cancelled; set App(store=…) or POSTROOM_STORE, as sqlite:///jobs.db, to have them"
+                )
+            return broker
+        if broker.capabilities.jobs:
             raise ConfigurationError(
                 "App(store=…) or POSTROOM_STORE is set, but this broker keeps status and results itself; remove it"
             )
-        return broker
+        from postroom.store.beside import StoredBroker
+        from postroom.store.registry import make_store
+
+        return StoredBroker(broker, make_store(self._store))
 
     async def _declare(self, broker: Broker) -> None:
+        from postroom.broker.demands import check_topology
+
+        check_topology(broker.capabilities, self.topology.topics, self.topology.subscriptions)
         await broker.declare(self.topology.topics, self.topology.subscriptions)
 
 

@@ -79,7 +79,7 @@ def test_somebody_elses_database_is_left_alone(tmp_path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE theirs (x)")
     connection.close()
-    with pytest.raises(ConfigurationError, match="not Postroom's"):
+    with pytest.raises(ConfigurationError, match="not of this kind"):
         on(path, publish)
 
 

@@ -292,4 +292,5 @@ class Broker(ABC):
     @property
     def jobs(self) -> JobStore:
         """Status and results, where ``capabilities.jobs``."""
-        raise UnsupportedOperation(f"{type(self).__name__} keeps no job status", "jobs")
+        hint = "App(store=…) or POSTROOM_STORE adds them"
+        raise UnsupportedOperation(f"{type(self).__name__} keeps no job status and no results; {hint}", "jobs")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from postroom.broker.base import Broker
+from postroom.broker.demands import serves_all, unmet
 from postroom.broker.thread import BrokerThread
 from postroom.errors import MessageTooLarge, PostroomError, PublishFailed
 from postroom.message import Message
@@ -128,7 +130,7 @@ class Publisher:
         messages = [message for request in batch for message in request.messages]
         results: list[Answers | BaseException]
         try:
-            answers = await (await self._thread.broker()).publish(messages)
+            answers = await _publish(await self._thread.broker(), messages)
         except Exception as error:
             # Each caller gets an exception of its own: a shared one would collect all their tracebacks.
             results = [_unknown(error, request.messages) for request in batch]
@@ -138,6 +140,16 @@ class Publisher:
                 results.append(answers[start : start + len(request.messages)])
                 start += len(request.messages)
         _deliver(batch, results)
+
+
+async def _publish(broker: Broker, messages: Sequence[Message]) -> Answers:
+    """Publish those of which the broker can do what they ask for; the others are refused."""
+    if serves_all(broker.capabilities):
+        return await broker.publish(messages)
+    now = time.time()
+    refusals = [unmet(broker.capabilities, message, now) for message in messages]
+    told = iter(await broker.publish([m for m, refusal in zip(messages, refusals, strict=True) if refusal is None]))
+    return [refusal or next(told) for refusal in refusals]
 
 
 def _deliver(batch: list[_Request], results: list[Answers | BaseException]) -> None:

@@ -110,8 +110,11 @@ class StoredBroker(Broker):
         if not fresh:
             return answers
         told = dict(zip(fresh, await self._broker.publish(list(fresh.values())), strict=True))
-        await self._store.confirm([job_id for job_id, answer in told.items() if isinstance(answer, str)])
-        await self._store.withdraw([job_id for job_id, answer in told.items() if not isinstance(answer, str)])
+        stored = [job_id for job_id, answer in told.items() if isinstance(answer, str)]
+        if stored:
+            await self._store.confirm(stored)
+        if len(stored) < len(told):
+            await self._store.withdraw([job_id for job_id in told if job_id not in stored])
         return [told.get(answer, answer) if isinstance(answer, str) else answer for answer in answers]
 
     async def consume(self, subscription: str, *, lease: float = 30.0) -> Consumer:

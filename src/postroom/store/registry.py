@@ -1,0 +1,29 @@
+"""From a URL to a store: schemes are entry points, so that anybody can add one."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from postroom.clock import Clock
+from postroom.errors import ConfigurationError
+from postroom.store.base import Store
+
+GROUP = "postroom.stores"
+"""The entry-point group: name = scheme of the URL, value = a class that takes ``(url, *, clock=None)``."""
+
+
+def make_store(url: str, *, clock: Clock | None = None) -> Store:
+    """The store for a URL, not connected yet. Raises ``ConfigurationError``."""
+    scheme, separator, _ = url.partition("://")
+    known = {point.name: point for point in entry_points(group=GROUP)}
+    if not separator or scheme not in known:
+        raise ConfigurationError(
+            f"no store for {scheme + separator or url!r}; known are {'://, '.join(sorted(known))}://"
+        )
+    try:
+        store_class = known[scheme].load()
+    except ImportError as error:
+        hint = f"pip install 'postroom[{scheme}]'"
+        raise ConfigurationError(f"{scheme}:// needs a package that is missing ({error}); {hint}") from error
+    store: Store = store_class(url, clock=clock)
+    return store
