@@ -27,7 +27,7 @@ class Harness(ABC):
     unit: float = 10.0
     """Seconds: the shortest delay the suite uses. Small where it has to wait, but well above ``slack``."""
     slack: float = 0.0
-    """Seconds by which something may be late."""
+    """Seconds by which something may be late; at most half of ``unit``."""
     patience: float = 5.0
     """Real seconds after which something that should come counts as missing."""
 

@@ -115,7 +115,7 @@ class Scene:
         if self.harness.clock is not None:
             await self.harness.clock.settle()
         else:
-            await asyncio.sleep(self.harness.unit / 2)
+            await asyncio.sleep(self.harness.unit / 4)
 
     # Topology
 
@@ -179,7 +179,7 @@ class Scene:
 
     async def receive(self, consumer: Consumer, count: int, *, wait: bool = True) -> list[Delivery]:
         """One ``receive``. With a manual clock it never waits: what is there is there at once."""
-        seconds = self.harness.patience if wait else self.harness.unit / 2
+        seconds = self.harness.patience if wait else self.harness.unit / 4
         deliveries = await consumer.receive(count, 0.0 if self.harness.clock is not None else seconds)
         assert len(deliveries) <= count, f"asked for {count}, got {len(deliveries)}"
         ids = [delivery.message.id for delivery in deliveries]
