@@ -57,6 +57,8 @@ class PublishOptions:
         """The message's fields that follow from the options, counted from now."""
         now = time.time()
         result: dict[str, Any] = {"created_at": now}
+        if self is NO_OPTIONS:
+            return result
         if self.delay is not None:
             result["not_before"] = now + seconds(self.delay, "delay")
         elif self.at is not None:
@@ -94,3 +96,6 @@ def _check_headers(headers: Mapping[str, str]) -> None:
         raise ValidationError(
             f"headers: {size:,} characters; the limit is {MAX_HEADERS_SIZE:,}, put data in the body", field="headers"
         )
+
+
+NO_OPTIONS = PublishOptions()

@@ -17,7 +17,7 @@ from postroom.errors import PostroomError, PublishFailed
 from postroom.handler import TaskHandler
 from postroom.message import Message, new_id
 from postroom.producer.job import Job
-from postroom.producer.options import PublishOptions
+from postroom.producer.options import NO_OPTIONS, PublishOptions
 from postroom.producer.publisher import Answers
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ T = TypeVar("T")
 
 BATCH = 500
 """Calls of ``enqueue_many`` that are confirmed together."""
-
-_NO_OPTIONS = PublishOptions()
 
 
 class Call(Generic[T]):
@@ -128,7 +126,7 @@ class Task(Producing[P, T]):
     """A function bound to a queue. Calling it runs it here and now; :meth:`enqueue` hands it to a worker."""
 
     def __init__(self, handler: TaskHandler, outlet: Outlet) -> None:
-        super().__init__(handler, outlet, _NO_OPTIONS)
+        super().__init__(handler, outlet, NO_OPTIONS)
         functools.update_wrapper(self, handler.function)  # type: ignore[arg-type]
 
     @property

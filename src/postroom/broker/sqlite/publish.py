@@ -81,8 +81,9 @@ class Publication:
 
     def _bare_row(self, message: Message, sub: int) -> tuple[Any, ...]:
         now = self._now
+        # The driver looks for an adapter for each ``bytes``, but not for a ``bytearray``: a fifth of an insert.
         return (
-            sub, -message.priority, now, now, message.id, message.topic, message.name, message.body,
+            sub, -message.priority, now, now, message.id, message.topic, message.name, bytearray(message.body),
             message.created_at, message.result_ttl, message.dedup_window,
         )  # fmt: skip
 
