@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from postroom.gateway.problems import answer
+from postroom.gateway.problems import Problem
 
 OPEN = ("/healthz", "/readyz")
 """Paths that tell nothing but whether the gateway lives."""
@@ -35,7 +35,7 @@ class Guard:
             if refusal is not None:
                 status, detail = refusal
                 headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-                await answer(status, detail, headers=headers)(scope, receive, send)
+                await Problem(status, detail, headers=headers).response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from postroom.errors import (
+    BrokerClosed,
     BrokerUnavailable,
     CodecError,
     ConfigurationError,
@@ -20,18 +21,19 @@ from postroom.errors import (
     JobNotFound,
     MessageTooLarge,
     PostroomError,
+    PublishFailed,
     QueueFull,
     SubscriptionNotFound,
     TopicNotFound,
+    UnsupportedOperation,
     ValidationError,
 )
 
-logger = logging.getLogger("postroom.gateway")
-
+MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = {429: "5", 503: "5"}
 """Seconds after which trying again makes sense, by status."""
 
-_STATUS: tuple[tuple[type[PostroomError], int, str], ...] = (
+_STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (JobNotFound, 404, "No such job"),
     (SubscriptionNotFound, 404, "No such queue or subscription"),
     (TopicNotFound, 404, "No such topic"),
@@ -39,10 +41,14 @@ _STATUS: tuple[tuple[type[PostroomError], int, str], ...] = (
     (MessageTooLarge, 413, "The message is too large"),
     (QueueFull, 429, "The queue is full"),
     (BrokerUnavailable, 503, "The broker is not available"),
+    (BrokerClosed, 503, "The gateway is closed"),
+    (PublishFailed, 503, "The broker did not confirm the message"),
+    (UnsupportedOperation, 422, "The broker cannot do this"),
     (DecodeError, 400, "The body is not JSON"),
     (ValidationError, 422, "The request does not have the declared form"),
     (CodecError, 422, "The request does not have the declared form"),
     (ConfigurationError, 422, "The request cannot be carried out"),
+    (ClientDisconnect, 400, "The client left before its body was complete"),
 )
 _TITLES = {
     400: "The request is malformed",
@@ -51,9 +57,11 @@ _TITLES = {
     404: "Not found",
     405: "The method is not allowed here",
     409: "In conflict with the state of the job",
+    411: "The length of the body is needed",
     413: "The body is too large",
     415: "The media type is not supported",
     422: "The request does not have the declared form",
+    500: "The gateway failed",
 }
 
 
@@ -61,45 +69,59 @@ class Problem(HTTPException):
     """Raised by a route to answer with an error."""
 
     def __init__(
-        self, status: int, detail: str, *, pointer: str = "", headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        detail: str,
+        *,
+        title: str = "",
+        at: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        results: Any = None,
     ) -> None:
+        """``at``: what is wrong, as ``{"pointer": "#/width"}`` (into the body), ``{"parameter": "delay"}`` or
+        ``{"header": "Prefer"}``. ``results``: of the items, if a whole batch was refused."""
         super().__init__(status, detail, headers)
-        self.pointer = pointer
+        self.title = title or _TITLES.get(status, "The request failed")
+        self.at = at
+        self.results = results
+
+    def document(self) -> dict[str, Any]:
+        """The members of the problem document."""
+        members = {"type": "about:blank", "title": self.title, "status": self.status_code, "detail": self.detail}
+        if self.at:
+            members["errors"] = [{**self.at, "detail": self.detail}]
+        if self.results is not None:
+            members["results"] = self.results
+        return members
+
+    def response(self) -> Response:
+        headers = dict(self.headers or {})
+        if self.status_code in RETRY_AFTER:
+            headers.setdefault("Retry-After", RETRY_AFTER[self.status_code])
+        return Response(msgspec.json.encode(self.document()), self.status_code, headers, media_type=MEDIA_TYPE)
 
 
-def answer(
-    status: int, detail: str, *, title: str = "", pointer: str = "", headers: Mapping[str, str] | None = None
-) -> Response:
-    """A problem document."""
-    body: dict[str, Any] = {
-        "type": "about:blank",
-        "title": title or _TITLES.get(status, "The request failed"),
-        "status": status,
-        "detail": detail,
-    }
-    if pointer:
-        body["errors"] = [{"pointer": pointer, "detail": detail}]
-    sent = dict(headers or {})
-    if status in RETRY_AFTER:
-        sent.setdefault("Retry-After", RETRY_AFTER[status])
-    return Response(msgspec.json.encode(body), status, sent, media_type="application/problem+json")
-
-
-async def on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    pointer = error.pointer if isinstance(error, Problem) else ""
-    return answer(error.status_code, error.detail, pointer=pointer, headers=error.headers)
-
-
-async def on_postroom_error(request: Request, error: Exception) -> Response:
+def problem_of(error: Exception) -> Problem:
+    """What to tell the client. Of an unforeseen error a stranger learns nothing."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, HTTPException):
+        return Problem(error.status_code, error.detail, headers=error.headers)
     for kind, status, title in _STATUS:
         if isinstance(error, kind):
-            field = error.field if isinstance(error, ValidationError) else ""
-            return answer(status, str(error), title=title, pointer=f"#/{field.replace('.', '/')}" if field else "")
-    return await on_any_error(request, error)
+            return Problem(status, str(error) or title, title=title, at=_pointer(error))
+    return Problem(500, "the server's log tells more")
 
 
-async def on_any_error(request: Request, error: Exception) -> Response:
-    """What happened goes to the log; a stranger learns nothing of it."""
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return answer(500, "the gateway's log tells more", title="The gateway failed")
+async def on_error(request: Request, error: Exception) -> Response:
+    return problem_of(error).response()
+
+
+HANDLERS: dict[Any, Any] = dict.fromkeys((HTTPException, PostroomError, ClientDisconnect, Exception), on_error)
+"""For Starlette, which raises what only ``Exception`` covers once more, so that the server logs it."""
+
+
+def _pointer(error: Exception) -> dict[str, str] | None:
+    """``user.tags[0]`` as ``#/user/tags/0`` (RFC 6901)."""
+    field = error.field if isinstance(error, ValidationError) else ""
+    return {"pointer": "#/" + re.sub(r"[.\[\]]+", "/", field).strip("/")} if field else None

@@ -4,41 +4,69 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Mapping
 from typing import Any
 
 from starlette.requests import Request
 
+from postroom.errors import ValidationError
 from postroom.gateway.problems import Problem
+from postroom.message import MAX_PRIORITY
 from postroom.producer.options import PublishOptions
 
 MAX_WAIT = 30.0
 """Seconds a request may wait for a job at most."""
-_NUMBERS = ("delay", "expires_in")
-_TRACE = ("traceparent", "tracestate", "baggage")
+TRACE = ("traceparent", "tracestate", "baggage")
+"""Headers that tie a message to the request that caused it (W3C Trace Context and Baggage)."""
+EXTENSION = "ce-"
+"""Begins a header that holds an attribute of a CloudEvent, or just a header for the message."""
+
+_OPTIONS = ("delay", "at", "priority", "key", "expires_in")
+_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 _PREFERENCE = re.compile(r'\s*([A-Za-z-]+)\s*(?:=\s*"?([^",;]*)"?)?')
 
 
-def options(request: Request, also: Iterable[str] = ()) -> PublishOptions:
-    """From the query and the headers. Raises ``Problem`` or the option's own error."""
-    fields: dict[str, Any] = {}
+def options(
+    request: Request, headers: Mapping[str, str], *, key: str | None = None, idempotency_key: str | None = None
+) -> PublishOptions:
+    """From the query and ``Idempotency-Key``; ``key`` and ``idempotency_key`` where those say nothing.
+
+    ``headers``: the message's. Raises ``Problem``.
+    """
+    given = query(request, _OPTIONS)
+    fields: dict[str, Any] = {name: _READ[name](name, value) for name, value in given.items()}
+    if "delay" in fields and "at" in fields:
+        raise _bad("at", "give delay or at, not both", 400)
+    fields.setdefault("key", key)
+    own = _idempotency_key(request)
+    try:
+        return PublishOptions(
+            headers=headers or None, idempotency_key=idempotency_key if own is None else own, **fields
+        )
+    except ValidationError as error:
+        place = {"parameter": error.field} if error.field in _OPTIONS else {"header": error.field.replace("_", "-")}
+        raise Problem(422, str(error), at=place) from error
+
+
+def query(request: Request, names: Container[str]) -> dict[str, str]:
+    """The query's parameters, each once. Raises ``Problem`` for one that is not among ``names``."""
+    given: dict[str, str] = {}
     for name, value in request.query_params.multi_items():
-        if name in _NUMBERS:
-            fields[name] = _number(name, value)
-        elif name == "priority":
-            fields[name] = int(_number(name, value))
-        elif name == "at":
-            fields[name] = _time(value)
-        elif name == "key":
-            fields[name] = value
-        elif name not in also:
-            raise Problem(400, f"unknown query parameter {name!r}", pointer=f"#/query/{name}")
-    key = request.headers.get("idempotency-key")
-    if key is not None:
-        # A quoted string by draft-ietf-httpapi-idempotency-key-header-07; bare ones are common too.
-        fields["idempotency_key"] = key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
-    trace = {name: request.headers[name] for name in _TRACE if name in request.headers}
-    return PublishOptions(headers=trace or None, **fields)
+        if name not in names:
+            raise _bad(name, "unknown query parameter", 400)
+        if name in given:
+            raise _bad(name, "given twice", 400)
+        given[name] = value
+    return given
+
+
+def trace(request: Request) -> dict[str, str]:
+    return {name: request.headers[name] for name in TRACE if name in request.headers}
+
+
+def message_headers(request: Request) -> dict[str, str]:
+    """Headers that are the message's own: those that begin with ``ce-``."""
+    return {name: value for name, value in request.headers.items() if name.startswith(EXTENSION)}
 
 
 def preferences(request: Request) -> dict[str, str]:
@@ -48,17 +76,19 @@ def preferences(request: Request) -> dict[str, str]:
 
 
 def wait(request: Request) -> float | None:
-    """Seconds the client would wait, at most ``MAX_WAIT``; ``None`` if it did not say."""
+    """Seconds the client would wait, at most ``MAX_WAIT``; ``None`` if it did not say. Raises ``Problem``."""
     value = preferences(request).get("wait")
     if value is None:
         return None
-    return min(MAX_WAIT, max(0.0, _number("Prefer: wait", value)))
+    if not _NUMBER.fullmatch(value):
+        raise Problem(400, f"Prefer: wait={value} is not a number of seconds", at={"header": "Prefer"})
+    return min(MAX_WAIT, max(0.0, float(value)))
 
 
 async def body(request: Request, limit: int) -> bytes:
     """The whole body. Raises ``Problem`` 413 as soon as it is too large, without keeping it."""
     declared = request.headers.get("content-length", "0")
-    size = int(declared) if declared.isdigit() else 0
+    size = int(declared) if declared.isdecimal() else 0
     parts = []
     if size <= limit:
         size = 0
@@ -73,26 +103,77 @@ async def body(request: Request, limit: int) -> bytes:
 
 
 def media_type(request: Request) -> str:
+    """In lower case, without parameters; empty if not said."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _number(name: str, value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        raise Problem(400, f"{name}={value!r} is not a number", pointer=f"#/query/{name}") from None
-    if number != number or number in (float("inf"), float("-inf")):
-        raise Problem(400, f"{name}={value!r} is not a finite number", pointer=f"#/query/{name}")
-    return number
+def is_json(kind: str) -> bool:
+    """Whether a media type is JSON; one that is not said is taken for it."""
+    return kind in ("", "application/json") or (kind.startswith("application/") and kind.endswith("+json"))
 
 
-def _time(value: str) -> dt.datetime:
+def require_json(request: Request, *others: str) -> None:
+    """Raises ``Problem`` 415. ``others``: what else could have been sent, for the message."""
+    kind = media_type(request)
+    if not is_json(kind):
+        raise wrong_type(kind, "application/json", *others)
+
+
+def wrong_type(kind: str, *accepted: str) -> Problem:
+    known = ", ".join(accepted)
+    return Problem(415, f"send {known}, not {kind or 'a body without Content-Type'}", headers={"Accept-Post": known})
+
+
+def time(text: str) -> dt.datetime | None:
+    """An RFC 3339 time; ``None`` if it is none, or has no time zone."""
     try:
-        moment = dt.datetime.fromisoformat(value)
+        moment = dt.datetime.fromisoformat(text.upper())
     except ValueError:
-        raise Problem(400, f"at={value!r} is not a time as 2026-11-24T10:00:00+00:00", pointer="#/query/at") from None
-    if moment.tzinfo is None:
-        raise Problem(
-            400, f"at={value!r} has no time zone; add one, as +00:00 (%2B00:00 in a URL)", pointer="#/query/at"
+        return None
+    return moment if moment.tzinfo is not None else None
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    # A quoted string by draft-ietf-httpapi-idempotency-key-header-07; bare ones are common too.
+    return key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
+
+
+def _seconds(name: str, text: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise _bad(name, f"{text!r} is not a number of seconds", 400)
+    value = float(text)
+    if value < 0 or value == float("inf"):
+        raise _bad(name, f"{text!r}: seconds, at least 0")
+    return value
+
+
+def _priority(name: str, text: str) -> int:
+    if not re.fullmatch(r"-?\d+", text, re.ASCII):
+        raise _bad(name, f"{text!r} is not a number", 400)
+    # Digits without end are no number to compute with.
+    if len(text) > 4 or not 0 <= int(text) <= MAX_PRIORITY:
+        raise _bad(name, f"{text[:10]!r}: 0 to {MAX_PRIORITY}")
+    return int(text)
+
+
+def _time(name: str, text: str) -> dt.datetime:
+    moment = time(text)
+    if moment is None:
+        raise _bad(
+            name, f"{text!r} is not a time with its time zone, as 2026-11-24T10:00:00Z (in a URL + is written %2B)", 400
         )
     return moment
+
+
+def _text(name: str, text: str) -> str:
+    return text
+
+
+def _bad(name: str, detail: str, status: int = 422) -> Problem:
+    return Problem(status, f"query parameter {name!r}: {detail}", at={"parameter": name})
+
+
+_READ: dict[str, Any] = {"delay": _seconds, "at": _time, "priority": _priority, "key": _text, "expires_in": _seconds}
