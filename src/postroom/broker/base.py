@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
+from postroom.doctor import Finding
 from postroom.errors import PostroomError, SettlementError, UnsupportedOperation
 from postroom.message import NO_HEADERS, DeadLetter, Failure, Message
 from postroom.store.base import JobStore
@@ -288,6 +289,16 @@ class Broker(ABC):
     def publish_in(self, connection: Any, messages: Sequence[Message]) -> list[str | PostroomError]:
         """``publish`` inside the open transaction of the user's own database ``connection``."""
         raise UnsupportedOperation(f"{type(self).__name__} cannot join a database transaction", "transactional_publish")
+
+    async def examine(self) -> list[Finding]:
+        """What ``postroom doctor`` tells: each thing that could break a promise, looked at (``ok`` too).
+
+        Settings, permissions, versions and room of the server or file. It only reads, and takes seconds, not minutes.
+        The doctor also calls it after ``connect`` has failed, whose error it tells itself: then this answers with what
+        can be seen without a connection, else ``[]``. What may not be looked at is a ``warning`` that says so. No
+        finding holds a password.
+        """
+        return []
 
     @property
     def jobs(self) -> JobStore:

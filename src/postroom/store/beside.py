@@ -35,6 +35,7 @@ from postroom.broker.base import (
     Topic,
 )
 from postroom.clock import Clock, SystemClock
+from postroom.doctor import Finding
 from postroom.errors import AlreadySettled, BrokerClosed, LeaseLost, PostroomError, SettlementError
 from postroom.message import DeadLetter, Message
 from postroom.store.base import Admission, Again, Buried, Cancelled, Claim, Done, End, JobStore, Store
@@ -155,6 +156,9 @@ class StoredBroker(Broker):
 
     def publish_in(self, connection: Any, messages: Sequence[Message]) -> list[str | PostroomError]:
         return self._broker.publish_in(connection, messages)
+
+    async def examine(self) -> list[Finding]:
+        return await self._broker.examine()
 
     def _marked(self, message: Message, job_id: str) -> Message:
         headers = {**message.headers, COPY: self.next_name()}
