@@ -78,7 +78,7 @@ class App:
         self.max_message_size = max_message_size
         self.topology = Topology(queue_limit)
         self.lifecycle = Lifecycle()
-        self.thread = BrokerThread(self._make_broker, self._declare)
+        self.thread = BrokerThread(self.make_broker, self._declare)
         self.blobs = BlobStore(_uploads_directory(uploads, self.url))
         self.outlet = Outlet(self.thread, Publisher(self.thread, max_message_size=max_message_size), self.blobs)
         self.tasks: dict[str, Task[..., Any]] = {}
@@ -255,6 +255,29 @@ class App:
         """See :meth:`stats`."""
         return await self.thread.acall(_stats)
 
+    def replay(self, subscription: str, *, since: float | None = None) -> int:
+        """Deliver retained events once more to one subscription; those that have not ended are left alone.
+
+        ``since``: only what was published since that unix time; by default all. Returns how many.
+        Raises ``SubscriptionNotFound``, or ``UnsupportedOperation`` where the broker retains nothing.
+        """
+        return self.thread.call(lambda broker: broker.replay(subscription, since))
+
+    async def areplay(self, subscription: str, *, since: float | None = None) -> int:
+        """See :meth:`replay`."""
+        return await self.thread.acall(lambda broker: broker.replay(subscription, since))
+
+    def unsubscribe(self, subscription: str) -> None:
+        """Delete a subscription, or a queue, with all it holds: dead letters and records too.
+
+        An app that still defines it declares it anew when it connects. Raises ``SubscriptionNotFound``.
+        """
+        self.thread.call(lambda broker: broker.unsubscribe(subscription))
+
+    async def aunsubscribe(self, subscription: str) -> None:
+        """See :meth:`unsubscribe`."""
+        await self.thread.acall(lambda broker: broker.unsubscribe(subscription))
+
     def connect(self) -> None:
         """Connect and declare now rather than at first use. Raises ``BrokerUnavailable`` or ``ConfigurationError``."""
         self.thread.call(_nothing)
@@ -297,7 +320,8 @@ class App:
         for handler in (*self.topology.tasks.values(), *self.topology.events.values()):
             handler.compile()
 
-    def _make_broker(self) -> Broker:
+    def make_broker(self) -> Broker:
+        """One more broker of this app, with its store, not connected. Raises ``ConfigurationError``."""
         from postroom.broker.registry import make_broker
 
         broker = make_broker(self.url)

@@ -87,7 +87,7 @@ def cancel(app: App, job_id: str, json_output: bool) -> None:
 @as_json
 def replay(app: App, subscription: str, since: float | None, json_output: bool) -> None:
     """Deliver retained events once more to SUBSCRIPTION, and to it alone."""
-    count = app.thread.call(lambda broker: broker.replay(subscription, since))
+    count = app.replay(subscription, since=since)
     print_json({"replayed": count}) if json_output else click.echo(f"{count} events will be delivered again")
 
 

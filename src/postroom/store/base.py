@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+from postroom.doctor import Finding
 from postroom.errors import PostroomError
 from postroom.message import Failure, JobRecord, JobState, Message, Progress
 
@@ -120,6 +121,10 @@ class Store(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Write what is under way, then close it; a second call is fine."""
+
+    async def examine(self) -> list[Finding]:
+        """See ``Broker.examine``."""
+        return []
 
     @abstractmethod
     async def declare(self, topics: Sequence[Any], subscriptions: Sequence[Any]) -> None:

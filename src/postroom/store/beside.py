@@ -158,7 +158,8 @@ class StoredBroker(Broker):
         return self._broker.publish_in(connection, messages)
 
     async def examine(self) -> list[Finding]:
-        return await self._broker.examine()
+        beside = [msgspec.structs.replace(item, title=f"store: {item.title}") for item in await self._store.examine()]
+        return [*await self._broker.examine(), *beside]
 
     def _marked(self, message: Message, job_id: str) -> Message:
         headers = {**message.headers, COPY: self.next_name()}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from postroom.broker.base import Broker, Capabilities, Consumer, Subscription, SubscriptionStats, Topic
-from postroom.broker.sqlite import holders, janitor, letters, schema
+from postroom.broker.sqlite import doctor, holders, janitor, letters, schema
 from postroom.broker.sqlite.bell import Bell
 from postroom.broker.sqlite.consumer import SQLiteConsumer
 from postroom.broker.sqlite.engine import Engine
@@ -25,6 +25,7 @@ from postroom.broker.sqlite.routing import Routes
 from postroom.broker.sqlite.topology import Declaration
 from postroom.broker.sqlite.watch import Watch
 from postroom.clock import Clock, SystemClock
+from postroom.doctor import Finding
 from postroom.errors import BrokerClosed, BrokerUnavailable, ConfigurationError, PostroomError, SubscriptionNotFound
 from postroom.message import DeadLetter, Message
 
@@ -193,6 +194,9 @@ class SQLiteBroker(Broker):
         except sqlite3.Error as error:
             with self.engine.translated():
                 raise error
+
+    async def examine(self) -> list[Finding]:
+        return await doctor.examine(self.engine, version=len(schema.MIGRATIONS))
 
     @property
     def jobs(self) -> SQLiteJobStore:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from postroom.broker.base import Subscription, Topic
+from postroom.broker.sqlite import doctor
 from postroom.broker.sqlite import schema as versions
 from postroom.broker.sqlite.engine import Engine
 from postroom.clock import Clock, SystemClock
+from postroom.doctor import Finding
 from postroom.errors import ConfigurationError, IdempotencyConflict, PostroomError
 from postroom.message import Message
 from postroom.store.base import Admission, Again, Claim, End, Store
@@ -71,6 +73,9 @@ class SQLiteStore(Store):
             await asyncio.wait([self._sweeping])
             self._sweeping = None
         await self.engine.close()
+
+    async def examine(self) -> list[Finding]:
+        return await doctor.examine(self.engine, version=len(MIGRATIONS))
 
     async def declare(self, topics: Sequence[Topic], subscriptions: Sequence[Subscription]) -> None:
         await self._write(lambda connection: routes.declare(connection, topics, subscriptions))
