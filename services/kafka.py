@@ -1,0 +1,184 @@
+"""A private Apache Kafka: one KRaft node from its Maven artifacts, on Java 17 or newer."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from services.base import TOOLS, Server, ServiceMissing, free_port, is_alive, require, wait_until
+
+VERSION = os.environ.get("POSTROOM_KAFKA_VERSION", "4.3.1")
+
+_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>postroom</groupId><artifactId>services</artifactId><version>1</version>
+  <dependencies>
+    <dependency>
+      <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{version}</version>
+    </dependency>
+    <dependency>
+      <groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.25.4</version>
+    </dependency>
+  </dependencies>
+</project>
+"""
+
+_PROPERTIES = """
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{advertised}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs={folder}/data
+num.partitions=1
+auto.create.topics.enable=false
+offsets.topic.num.partitions=2
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+log.index.size.max.bytes=65536
+log.cleaner.dedupe.buffer.size=4194304
+log.segment.delete.delay.ms=1000
+num.network.threads=2
+num.io.threads=2
+background.threads=2
+"""
+
+
+class KafkaServer(Server):
+    """Listens on ``port``; tells its clients to come to ``advertised``, where a proxy may stand."""
+
+    name = "kafka"
+
+    def __init__(self, folder: Path, *, advertised: int | None = None) -> None:
+        super().__init__(folder)
+        self._advertised = advertised or self.port
+        self._controller = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"kafka://127.0.0.1:{self._advertised}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "kafka was not started"
+        return self._process.pid
+
+    def start(self) -> None:
+        libraries = _libraries()
+        configuration = self.folder / "server.properties"
+        if not configuration.exists():
+            self._format(configuration, libraries)
+        log = self.folder / "server.log"
+        before = log.stat().st_size if log.exists() else 0
+        with open(log, "ab") as output:
+            self._process = subprocess.Popen(
+                [*_java(libraries, self.folder), "kafka.Kafka", str(configuration)],
+                stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+        wait_until(lambda: self._is_up(log, before), 90.0, f"kafka to start; see {log}")
+
+    def _is_up(self, log: Path, offset: int) -> bool:
+        assert self._process is not None
+        written = log.read_bytes()[offset:].decode(errors="replace")
+        if self._process.poll() is not None:
+            raise ServiceMissing(f"kafka did not start: {written[-2000:]}")
+        return bool(re.search(r"Kafka Server started", written))
+
+    def _format(self, configuration: Path, libraries: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "log4j2.properties").write_text(_LOGGING)
+        configuration.write_text(
+            _PROPERTIES.format(
+                port=self.port, advertised=self._advertised, controller=self._controller, folder=self.folder
+            )
+        )
+        command = [*_java(libraries, self.folder), "kafka.tools.StorageTool", "format"]
+        done = subprocess.run(
+            [*command, "-t", "cG9zdHJvb20tdGVzdHMtMQ", "-c", str(configuration)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise ServiceMissing(f"kafka cannot format its storage: {(done.stdout + done.stderr)[-2000:]}")
+
+    def kill(self) -> None:
+        super().kill()
+        assert self._process is not None
+        self._process.wait()
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            if is_alive(self._process.pid):
+                self.resume()
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+_LOGGING = """
+rootLogger.level=warn
+rootLogger.appenderRef.stdout.ref=stdout
+appender.stdout.type=Console
+appender.stdout.name=stdout
+appender.stdout.layout.type=PatternLayout
+appender.stdout.layout.pattern=%d %p %m (%c)%n
+logger.server.name=kafka.server.KafkaRaftServer
+logger.server.level=info
+"""
+
+
+def _java(libraries: Path, folder: Path) -> list[str]:
+    java = require("java", "openjdk-17-jre-headless")
+    return [
+        java, "-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData",
+        f"-Dlog4j2.configurationFile={folder}/log4j2.properties", "-cp", f"{libraries}/*",
+    ]  # fmt: skip
+
+
+def _libraries() -> Path:
+    """The folder with Kafka's archives, fetched once. Raises ``ServiceMissing``."""
+    folder = TOOLS / f"kafka-{VERSION}"
+    if folder.exists():
+        return folder
+    maven = require("mvn", "maven")
+    TOOLS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=TOOLS) as work:
+        Path(work, "pom.xml").write_text(_POM.format(version=VERSION))
+        command = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={work}/lib"]
+        done = subprocess.run(
+            [maven, "-q", "-B", "-ntp", *command], cwd=work, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise ServiceMissing(f"cannot fetch kafka {VERSION}: {(done.stdout + done.stderr)[-1000:]}")
+        # Two runs may fetch at once: the first to finish wins, whole.
+        try:
+            Path(work, "lib").rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    return folder
+
+
+if __name__ == "__main__":
+    server = KafkaServer(Path(tempfile.mkdtemp(prefix="postroom-kafka-")))
+    server.start()
+    print(server.url, flush=True)
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        server.stop()
