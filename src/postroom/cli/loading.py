@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import click
 
 from postroom import App, ConfigurationError
-from postroom.app import DEFAULT_URL
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -81,13 +80,25 @@ def operated(command: F) -> F:
     return app(broker(command))
 
 
+def find_app(target: str | None) -> App:
+    """The app for a URL or ``module:app``, by default that of the environment, else of ``postroom.db`` here.
+
+    Never creates a database. Raises ``ConfigurationError``.
+    """
+    target = target or os.environ.get("POSTROOM_APP")
+    return _existing(App(target) if target is None or "://" in target else load_app(target))
+
+
 def _operated_app(target: str | None, url: str | None) -> App:
-    """Never creates a database: a mistyped path must not look like an empty queue."""
-    if url is None and target is not None:
-        return load_app(target)
-    url = url or os.environ.get("POSTROOM_BROKER") or DEFAULT_URL
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+    return load_app(target) if url is None and target is not None else _existing(App(url))
+
+
+def _existing(app: App) -> App:
+    """A mistyped path must not look like an empty queue."""
+    path = app.url.removeprefix("sqlite:///")
+    if path != app.url and not Path(path).exists():
         raise ConfigurationError(
-            f"there is no {url.removeprefix('sqlite:///')}; name the broker with --broker URL or --app MODULE:APP"
+            f"there is no {path}: it comes with the first producer or worker; or name the broker by its URL, "
+            "or the app as MODULE:APP"
         )
-    return App(url)
+    return app

@@ -18,6 +18,7 @@ _COMMANDS = {
     "jobs": ("inspect", "Show, list or cancel jobs."),
     "dead": ("dead", "Show, redrive or discard dead letters."),
     "replay": ("inspect", "Deliver retained events once more to a subscription."),
+    "doctor": ("doctor", "Look for what could break a promise."),
     "demo": ("demo", "Watch a photo service keep its promises."),
 }
 

@@ -113,8 +113,8 @@ def _look_at(path: Path, version: int) -> Iterator[Finding]:
     yield room(shutil.disk_usage(folder).free, used)
     yield _permissions(path)
     bell = Path(f"{path}.bell")
-    if SUPPORTED and os.access(bell, os.R_OK | os.W_OK):
-        yield _locks(bell)
+    if SUPPORTED and bell.exists() and _usable(bell):
+        yield locks(bell)
     if path.exists():
         written_ahead = Path(f"{path}-wal")
         yield log(written_ahead.stat().st_size if written_ahead.exists() else 0)
@@ -127,8 +127,7 @@ def _permissions(path: Path) -> Finding:
     owner = path.stat().st_uid if path.exists() else None
     files = [file for end in _FILES if (file := Path(f"{path}{end}")).exists()]
     for file in (folder, *files):
-        needed = os.R_OK | os.W_OK | (os.X_OK if file.is_dir() else 0)
-        if not os.access(file, needed, effective_ids=os.access in os.supports_effective_ids):
+        if not _usable(file):
             remedy = f"run as the owner of the file, or give this user the right: chown or chmod {file}"
             detail = f"{file} cannot be read and written to by this user"
             return Finding(level="error", title=title, detail=detail, remedy=remedy)
@@ -138,13 +137,18 @@ def _permissions(path: Path) -> Finding:
             return Finding(level="warning", title=title, detail=detail, remedy=f"chown {owner} {file}")
     for file in (folder, *files):
         mode = file.stat().st_mode
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        if os.name == "posix" and mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             detail = f"every user of this machine can change or replace {file}"
             return Finding(level="warning", title=title, detail=detail, remedy=f"chmod o-w {file}")
     return Finding(level="ok", title=title, detail=f"{path} and its folder can be written to")
 
 
-def _locks(file: Path) -> Finding:
+def _usable(file: Path) -> bool:
+    needed = os.R_OK | os.W_OK | (os.X_OK if file.is_dir() else 0)
+    return os.access(file, needed, effective_ids=os.access in os.supports_effective_ids)
+
+
+def locks(file: Path) -> Finding:
     """Another process must be refused the lock that this one holds: without that, two write at once."""
     import fcntl
 
@@ -157,18 +161,26 @@ def _locks(file: Path) -> Finding:
         except OSError as error:
             detail = f"the file system of {file.parent} has none ({error.strerror})"
             return Finding(level="error", title=title, detail=detail, remedy=mounts.MOVE)
-        tried = subprocess.run([sys.executable, "-I", "-S", "-c", _TRY_LOCK, str(file)], check=False)
-    if tried.returncode == 0:
+        answer = _try_in_another_process(file)
+    if answer == 0:
         detail = f"two processes got the same lock in {file.parent}: both would write at once"
         return Finding(level="error", title=title, detail=detail, remedy=mounts.MOVE)
-    if tried.returncode == _REFUSED:
+    if answer == _REFUSED:
         return Finding(level="ok", title=title, detail="a second process is refused")
     return Finding(
         level="warning",
         title=title,
-        detail=f"could not be tried: {sys.executable} ended with {tried.returncode}",
+        detail=f"could not be tried: {sys.executable}: {answer}",
         remedy="run postroom doctor from the command line",
     )
+
+
+def _try_in_another_process(file: Path) -> int | str:
+    """Its exit code, or why there is none."""
+    try:
+        return subprocess.run([sys.executable, "-I", "-S", "-c", _TRY_LOCK, str(file)], check=False).returncode
+    except OSError as error:
+        return str(error)
 
 
 def _content(path: Path, version: int) -> Iterator[Finding]:
@@ -227,5 +239,9 @@ def _integrity(connection: sqlite3.Connection, path: Path) -> Finding:
     )
 
 
-def _size(count: int) -> str:
-    return f"{count / MEBIBYTE:,.0f} MiB" if count < 10 * LITTLE_ROOM else f"{count / LITTLE_ROOM:,.0f} GiB"
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.0f} TiB"

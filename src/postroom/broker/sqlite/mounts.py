@@ -14,8 +14,8 @@ MOUNTS = Path("/proc/self/mountinfo")
 MOVE = "move the file, with its workers and producers stopped, to a local disk of the machine they run on"
 
 _NETWORK = {
-    "9p", "afs", "beegfs", "ceph", "cifs", "drvfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs", "vboxsf",
-    "virtiofs",
+    "9p", "afs", "beegfs", "ceph", "cifs", "drvfs", "fuse.gcsfuse", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs",
+    "fuse.sshfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs", "vboxsf", "virtiofs",
 }  # fmt: skip
 _MEMORY = {"ramfs", "tmpfs"}
 _UNSAFE = {"nobarrier", "barrier=0"}
