@@ -107,7 +107,7 @@ def cloudevent(data: Json, kind: str | None = None) -> Json:
             "type": text if kind is None else {"const": kind},
             "subject": text,
             "time": {"type": "string", "format": "date-time"},
-            "partitionkey": {**text, "maxLength": MAX_KEY_LENGTH},
+            "partitionkey": _TEXT,
             "expirytime": {"type": "string", "format": "date-time"},
             "datacontenttype": {"enum": ["application/json"]},
             "data": data,
