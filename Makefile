@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types setup clean
+.PHONY: demo test services setup clean
 
 demo: $(VENV)/.demo
 	$(BIN)/postroom demo
@@ -14,6 +14,10 @@ test: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/pyright
 	$(BIN)/python -m pytest
+
+# Private RabbitMQ, Kafka, Redis and SQS for development, until Ctrl-C.
+services: $(VENV)/.dev
+	$(BIN)/python -m services
 
 setup: $(VENV)/.dev
 
