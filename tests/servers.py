@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
 from services.base import Server, ServiceMissing
 from services.catalogue import make_server
 

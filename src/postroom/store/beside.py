@@ -36,7 +36,6 @@ from postroom.broker.base import (
 )
 from postroom.clock import Clock, SystemClock
 from postroom.doctor import Finding
-from postroom.doctor import Finding
 from postroom.errors import AlreadySettled, BrokerClosed, LeaseLost, PostroomError, SettlementError
 from postroom.message import DeadLetter, Message
 from postroom.store.base import Admission, Again, Buried, Cancelled, Claim, Done, End, JobStore, Store
@@ -161,9 +160,6 @@ class StoredBroker(Broker):
     async def examine(self) -> list[Finding]:
         beside = [msgspec.structs.replace(item, title=f"store: {item.title}") for item in await self._store.examine()]
         return [*await self._broker.examine(), *beside]
-
-    async def examine(self) -> list[Finding]:
-        return await self._broker.examine()
 
     def _marked(self, message: Message, job_id: str) -> Message:
         headers = {**message.headers, COPY: self.next_name()}
