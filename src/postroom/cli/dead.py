@@ -31,14 +31,14 @@ def list_letters(app: App, subscription: str | None, after: str | None, limit: i
         if json_output:
             print_json([{"subscription": name, "dead": count} for name, count in counts])
         else:
-            print_table(("subscription", ">dead"), counts, "no dead letters")
+            print_table(("/subscription", ">dead"), counts, "no dead letters")
         return
     letters = app.dead_letters(subscription).list(after=after, limit=limit)
     if json_output:
         print_json(letters)
         return
     rows = [(item.message.id, item.message.name, age(item.dead_at), _reason(item)) for item in letters]
-    print_table(("id", "name", ">dead for", "reason"), rows, f"{subscription} has no dead letters")
+    print_table(("id", "/name", ">dead for", "/reason"), rows, f"{subscription} has no dead letters")
 
 
 @dead.command()

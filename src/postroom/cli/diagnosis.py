@@ -88,7 +88,7 @@ def letters(stats: list[SubscriptionStats]) -> Finding:
     if not dead:
         return Finding(level="ok", title="dead letters", detail="none")
     detail = ", ".join(f"{item.dead} in {item.name}" for item in dead)
-    return Finding(level="warning", title="dead letters", detail=detail, remedy="postroom dead list SUBSCRIPTION")
+    return Finding(level="warning", title="dead letters", detail=detail, remedy=f"postroom dead list {dead[0].name}")
 
 
 def strangers(app: App, stats: list[SubscriptionStats]) -> Iterator[Finding]:

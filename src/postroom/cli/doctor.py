@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from postroom.cli.diagnosis import diagnose
 from postroom.cli.loading import find_app
@@ -51,10 +52,10 @@ def _show(findings: Sequence[Finding]) -> None:
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
     for finding in findings:
-        style = _STYLES[finding.level]
-        table.add_row(f"[{style}]{finding.level}[/]", finding.title, finding.detail)
+        # Not markup: what a server says must not be taken for colours.
+        table.add_row(Text(finding.level, _STYLES[finding.level]), Text(finding.title), Text(finding.detail))
         if finding.remedy:
-            table.add_row("", "", f"→ {finding.remedy}")
+            table.add_row("", "", Text(f"→ {finding.remedy}"))
     counts = Counter(finding.level for finding in findings)
     console().print(table)
     click.echo(f"errors: {counts['error']}, warnings: {counts['warning']}, ok: {counts['ok']}")

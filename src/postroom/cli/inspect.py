@@ -30,7 +30,7 @@ def queues(app: App, json_output: bool) -> None:
         )
         for item in stats
     ]
-    print_table(("name", "topic", ">ready", ">delayed", ">running", ">dead", ">oldest"), rows, "no queues yet")
+    print_table(("/name", "/topic", ">ready", ">delayed", ">running", ">dead", ">oldest"), rows, "no queues yet")
 
 
 @click.group()
@@ -65,7 +65,7 @@ def list_jobs(app: App, queue: str | None, state: str | None, limit: int, json_o
         print_json(found)
         return
     rows = [(item.id, item.name, item.subscription, item.state, item.attempt, age(item.created_at)) for item in found]
-    print_table(("id", "name", "queue", "state", ">attempt", ">age"), rows, "no jobs")
+    print_table(("id", "/name", "/queue", "state", ">attempt", ">age"), rows, "no jobs")
 
 
 @jobs.command()

@@ -6,14 +6,18 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import click
 import msgspec
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _PIPED_WIDTH = 200
+_NARROWEST = 8
+"""Characters a column is left with before the table overflows."""
 
 as_json = click.option("--json", "json_output", is_flag=True, help="One JSON document on standard output.")
 
@@ -24,17 +28,30 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> None:
-    """Columns whose name begins with ``>`` are set to the right. Readable in 80 columns, and when piped."""
+    """Columns whose name begins with ``>`` are set to the right, and those with ``/`` folded where it is narrow.
+
+    All others are never cut or folded, for ids are there to be copied: rather the table overflows.
+    """
     if not rows:
         click.echo(empty)
         return
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        right = column.startswith(">")
-        table.add_column(column.removeprefix(">"), justify="right" if right else "left", no_wrap=right)
-    for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
-    console().print(table)
+    needed = 0
+    for column, values in zip(columns, zip(*cells, strict=True), strict=True):
+        name, folds = column.lstrip(">/"), column.startswith("/")
+        width = max(map(cell_len, (name, *values)))
+        least = min(width, _NARROWEST) if folds else width
+        needed += least + 2
+        justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+        table.add_column(name, justify=justify, no_wrap=not folds, overflow="fold", min_width=least)
+    for row in cells:
+        # Not markup: what users named must not be taken for colours.
+        table.add_row(*map(Text, row))
+    screen = console()
+    # Where it is too narrow for this, Rich would leave columns out.
+    screen.width = max(screen.width, needed)
+    screen.print(table)
 
 
 def console() -> Console:
