@@ -9,6 +9,8 @@ from services.base import Server
 
 NAMES = {
     "kafka": "KafkaServer",
+    "mariadb": "MariaDBServer",
+    "postgresql": "PostgreSQLServer",
     "rabbitmq": "RabbitMQServer",
     "redis": "RedisServer",
     "sqs": "SQSServer",

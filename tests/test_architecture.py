@@ -25,7 +25,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("broker", "handler", "topology", "lifecycle"),
     ("store", "producer", "worker", "dead_letters"),
     ("app", ""),
-    ("gateway", "dashboard", "cli", "demo", "observability", "testing", "__main__"),
+    ("gateway", "dashboard", "cli", "demo", "bench", "observability", "testing", "__main__"),
 ]
 CLIENTS = {
     "apsw",
@@ -100,8 +100,8 @@ def test_adapters_know_neither_each_other_nor_the_worker(module: str) -> None:
 
 @pytest.mark.parametrize("module", sorted(name for name in MODULES if not name.startswith("postroom.broker.")))
 def test_only_adapters_talk_to_a_broker(module: str) -> None:
-    # The inbox writes to the user's own database, whose connection it is given; the demo reads that of its example.
-    allowed = {"sqlite3"} if module in {"postroom.store.inbox", "postroom.demo.evidence"} else set()
+    # The demo reads the database of its example.
+    allowed = {"sqlite3"} if module in {"postroom.demo.evidence"} else set()
     if module.startswith("postroom.store.sqlite."):
         allowed = {"sqlite3"}
     clients = {name.split(".")[0] for name in imports_of(MODULES[module], top_level=False)} & CLIENTS

@@ -34,7 +34,7 @@ from postroom.producer.job import Job, JobStatus
 from postroom.producer.task import Task
 from postroom.producer.topic import Topic
 from postroom.signals import AlreadyProcessed, Reject, Retry, Snooze
-from postroom.store.inbox import create_inbox
+from postroom.store.inbox import acreate_inbox, apurge_inbox, create_inbox, purge_inbox
 
 __all__ = [
     "INJECTED",
@@ -78,6 +78,9 @@ __all__ = [
     "UnsupportedOperation",
     "Upload",
     "ValidationError",
+    "acreate_inbox",
+    "apurge_inbox",
     "create_inbox",
     "exponential",
+    "purge_inbox",
 ]

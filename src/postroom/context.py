@@ -66,8 +66,10 @@ class Context:
         """Mark this message as processed inside the open transaction of ``connection``.
 
         The mark commits together with the effect, so the effect happens exactly once however often the
-        message is delivered. Call it before the effect, in the same transaction. ``connection`` is a
-        ``sqlite3.Connection`` whose database has the table made by :func:`postroom.create_inbox`.
+        message is delivered. Call it before the effect, in the same transaction; a second delivery at the same
+        time waits there until the first has committed or rolled back. ``connection``: of ``sqlite3``, apsw,
+        psycopg, SQLAlchemy (a session, too) or Django, whose database has the table made by
+        :func:`postroom.create_inbox`.
 
         Raises ``AlreadyProcessed`` (let it pass: it counts as success) if an earlier delivery committed, and
         ``ConfigurationError`` if the table is missing or no transaction could be joined.
@@ -75,3 +77,9 @@ class Context:
         from postroom.store.inbox import mark
 
         mark(connection, self.subscription, self.message.id)
+
+    async def aonce(self, connection: Any) -> None:
+        """:meth:`once` for asyncpg, and the asynchronous connections and sessions of psycopg and SQLAlchemy."""
+        from postroom.store.inbox import amark
+
+        await amark(connection, self.subscription, self.message.id)

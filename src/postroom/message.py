@@ -57,7 +57,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_tails.clear)
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One message as the broker stores it: bytes and metadata, nothing decoded.
 
     The id is made before the first publish and survives retries, dead-lettering and redrive.
