@@ -1,0 +1,228 @@
+"""The SQS broker itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from postroom.broker.base import Broker, Capabilities, Subscription, SubscriptionStats, Topic
+from postroom.broker.routing import wants
+from postroom.broker.sqs import letters
+from postroom.broker.sqs.address import parse
+from postroom.broker.sqs.consumer import SQSConsumer
+from postroom.broker.sqs.held import MOST_HIDDEN, Memory
+from postroom.broker.sqs.service import Answers, Missing, Service
+from postroom.broker.sqs.topology import Kept, Route, Topology
+from postroom.broker.sqs.wire import entry, pack
+from postroom.clock import Clock, SystemClock
+from postroom.errors import BrokerClosed, BrokerUnavailable, ConfigurationError, PostroomError, TopicNotFound
+from postroom.message import DeadLetter, Message
+
+_COUNTS = (
+    "ApproximateNumberOfMessages",
+    "ApproximateNumberOfMessagesDelayed",
+    "ApproximateNumberOfMessagesNotVisible",
+)
+
+
+class _Target(NamedTuple):
+    address: str
+    """A queue's URL, or an SNS topic's ARN."""
+    kind: Literal["topic", "queue", "fifo"]
+
+
+class SQSBroker(Broker):
+    """Amazon SQS, with SNS where a message goes to several: ``sqs://region``.
+
+    Credentials come from the usual AWS chain. Options of the URL: ``endpoint_url`` (an emulator), ``namespace``
+    (default ``postroom``: how every queue and topic begins), ``wait`` (seconds a poll waits, 1 to 20, default 1).
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        durability="replicated",
+        shared=True,
+        # The lease, 30 s by default, and one poll more.
+        death_notice=31.0,
+        jobs=False,
+        transactional_publish=False,
+        delay=None,
+        priorities=False,
+        fifo=False,
+        ordering=True,
+        patterns=True,
+        filters=True,
+        deduplication=False,
+        known_ids=False,
+        start_notes=False,
+        expiry=True,
+        limits=False,
+        exact_stats=False,
+        retention=False,
+        # 1 MiB with all metadata: this much fits even if it is bytes and goes as base64.
+        max_message_size=655_360,
+    )
+
+    def __init__(self, url: str, *, clock: Clock | None = None) -> None:
+        """``clock``: for the times of messages; leases are the service's. Raises ``ConfigurationError``."""
+        self._address = parse(url)
+        self._clock = clock or SystemClock()
+        self._service: Service | None = None
+        self._topology: Topology | None = None
+        self._memory = Memory()
+        self._consumers: set[SQSConsumer] = set()
+        self._closed = False
+
+    async def connect(self) -> None:
+        if self._closed:
+            raise BrokerClosed("the broker was closed; make a new one")
+        if self._service is None:
+            service = Service(self._address)
+            try:
+                await service.open()
+            except BaseException:
+                await service.close()
+                raise
+            self._service, self._topology = service, Topology(service)
+
+    async def close(self) -> None:
+        self._closed = True
+        await asyncio.gather(*(consumer.close() for consumer in list(self._consumers)))
+        if self._service is not None:
+            service, self._service = self._service, None
+            await service.close()
+
+    async def declare(self, topics: Sequence[Topic], subscriptions: Sequence[Subscription]) -> None:
+        _, topology = self._opened()
+        await topology.declare(topics, subscriptions)
+
+    async def publish(self, messages: Sequence[Message]) -> list[str | PostroomError]:
+        service, topology = self._opened()
+        routes = await self._routes(topology, messages)
+        errors: list[PostroomError | None] = [None] * len(messages)
+        sends: dict[_Target, tuple[list[int], list[dict[str, Any]]]] = {}
+        for number, message in enumerate(messages):
+            try:
+                for target, made in self._addressed(routes[message.topic], message):
+                    numbers, entries = sends.setdefault(target, ([], []))
+                    numbers.append(number)
+                    entries.append(made)
+            except PostroomError as error:
+                errors[number] = error
+        results = await asyncio.gather(*(_send(service, target, entries) for target, (_, entries) in sends.items()))
+        for (numbers, _), told in zip(sends.values(), results, strict=True):
+            for number, answer in zip(numbers, told, strict=True):
+                if isinstance(answer, Missing):
+                    topology.forget(messages[number].topic)
+                    answer = _unknown(messages[number].topic, answer)
+                errors[number] = errors[number] or answer
+        if errors and all(isinstance(error, BrokerUnavailable | BrokerClosed) for error in errors):
+            assert errors[0] is not None
+            raise errors[0]
+        return [message.id if error is None else error for message, error in zip(messages, errors, strict=True)]
+
+    async def consume(self, subscription: str, *, lease: float = 30.0) -> SQSConsumer:
+        most = MOST_HIDDEN - self._address.wait
+        if not 0 < lease <= most:
+            raise ConfigurationError(f"consume: lease must be more than 0 and at most {most:,} seconds, not {lease}")
+        service, topology = self._opened()
+        kept = await topology.find(subscription)
+        consumer = SQSConsumer(
+            service, kept, lease, clock=self._clock, memory=self._memory, closed=self._consumers.discard
+        )
+        self._consumers.add(consumer)
+        return consumer
+
+    async def stats(self) -> list[SubscriptionStats]:
+        _, topology = self._opened()
+        found = await topology.all()
+        return list(await asyncio.gather(*(self._stats(topology, found[name]) for name in sorted(found))))
+
+    async def dead_letters(
+        self, subscription: str, *, ids: Sequence[str] | None = None, after: str | None = None, limit: int = 100
+    ) -> list[DeadLetter]:
+        service, topology = self._opened()
+        found = await letters.browse(service, await topology.find(subscription), None if ids is None else set(ids))
+        places = [place for place, item in enumerate(found) if item.message.id == after]
+        start = places[0] + 1 if places else 0
+        return found[start : start + limit]
+
+    async def redrive(self, subscription: str, ids: Sequence[str]) -> list[str]:
+        service, topology = self._opened()
+        return await letters.redrive(service, await topology.find(subscription), ids)
+
+    async def discard(self, subscription: str, ids: Sequence[str]) -> list[str]:
+        service, topology = self._opened()
+        return await letters.discard(service, await topology.find(subscription), ids)
+
+    async def purge(self, subscription: str) -> int:
+        service, topology = self._opened()
+        return await letters.purge(service, await topology.find(subscription))
+
+    async def unsubscribe(self, subscription: str) -> None:
+        _, topology = self._opened()
+        await topology.unsubscribe(await topology.find(subscription))
+
+    def _opened(self) -> tuple[Service, Topology]:
+        if self._closed:
+            raise BrokerClosed("the broker was closed; make a new one")
+        if self._service is None or self._topology is None:
+            raise BrokerClosed("the broker is not connected; await connect() first")
+        return self._service, self._topology
+
+    async def _routes(self, topology: Topology, messages: Sequence[Message]) -> dict[str, Route | PostroomError]:
+        topics = list(dict.fromkeys(message.topic for message in messages))
+        found = await asyncio.gather(*(topology.route(topic) for topic in topics), return_exceptions=True)
+        routes: dict[str, Route | PostroomError] = {}
+        for topic, route in zip(topics, found, strict=True):
+            if isinstance(route, BaseException) and not isinstance(route, PostroomError):
+                raise route
+            routes[topic] = route
+        return routes
+
+    def _addressed(self, route: Route | PostroomError, message: Message) -> list[tuple[_Target, dict[str, Any]]]:
+        """Where ``message`` goes: one entry for each. Raises its error."""
+        if isinstance(route, PostroomError):
+            raise route
+        copy = pack(message, route.limit)
+        made: list[tuple[_Target, dict[str, Any]]] = []
+        if route.arn is not None:
+            published = entry(copy, fifo=False)
+            published["Message"] = published.pop("MessageBody")
+            made.append((_Target(route.arn, "topic"), published))
+        delay = 0.0 if message.not_before is None else message.not_before - self._clock.now()
+        for kept in route.queues:
+            if route.arn is None or wants(kept.declared, message):
+                fifo = kept.declared.ordered
+                target = _Target(kept.url, "fifo" if fifo else "queue")
+                made.append((target, entry(copy, fifo=fifo, delay=delay)))
+        return made
+
+    async def _stats(self, topology: Topology, kept: Kept) -> SubscriptionStats:
+        own, dead = await asyncio.gather(
+            topology.attributes(kept.url, *_COUNTS), topology.attributes(kept.dead_url, *_COUNTS)
+        )
+        ready, delayed, running = (int(own[name]) for name in _COUNTS)
+        return SubscriptionStats(
+            name=kept.name,
+            pattern=kept.declared.pattern,
+            queue=kept.queue,
+            ready=ready,
+            delayed=delayed,
+            running=running,
+            dead=sum(int(dead[name]) for name in _COUNTS),
+            # Only CloudWatch knows (ApproximateAgeOfOldestMessage).
+            oldest=None,
+        )
+
+
+async def _send(service: Service, target: _Target, entries: Sequence[dict[str, Any]]) -> Answers:
+    if target.kind == "topic":
+        return await service.publish(target.address, entries)
+    return await service.send(target.address, entries, in_order=target.kind == "fifo")
+
+
+def _unknown(topic: str, cause: Missing) -> TopicNotFound:
+    error = TopicNotFound(f"the queue or topic {topic!r} has been deleted; declare it again")
+    error.__cause__ = cause
+    return error

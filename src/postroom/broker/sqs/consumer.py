@@ -1,0 +1,430 @@
+"""The consumer: polls ahead of its user, keeps its own time of leases, and settles in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+from postroom.broker.base import Consumer, Dead, Delivery, Outcome, Release, Retry
+from postroom.broker.sqs.held import MOST_HIDDEN, Held, Memory, receive
+from postroom.broker.sqs.service import Answers, Missing, Service, not_found
+from postroom.broker.sqs.topology import Kept
+from postroom.broker.sqs.wire import UNFILTERED, Copy, entry
+from postroom.clock import Clock
+from postroom.errors import (
+    AlreadySettled,
+    BrokerClosed,
+    BrokerUnavailable,
+    ConfigurationError,
+    LeaseLost,
+    PostroomError,
+    SettlementError,
+)
+
+logger = logging.getLogger("postroom.broker.sqs")
+
+_FULL = 10
+"""Messages of one ReceiveMessage, at most."""
+_POLLS = 8
+"""Requests for messages that are under way at once."""
+_UNWANTED = 0.5
+"""Seconds for which a message that came too late for its receive waits here for the next."""
+
+
+class _Poll(NamedTuple):
+    wanted: int
+    wait: int
+
+
+class SQSConsumer(Consumer):
+    """See :class:`postroom.broker.base.Consumer`.
+
+    A request for messages is never cancelled: what the service hands to a connection that is gone is lost for a
+    whole lease. So polls run on their own, and what they bring waits here, for a moment, to be received.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        kept: Kept,
+        lease: float,
+        *,
+        clock: Clock,
+        memory: Memory,
+        closed: Callable[[SQSConsumer], None],
+    ) -> None:
+        self._service = service
+        self._kept = kept
+        self._lease = lease
+        # Longer than ours: a poll answers up to ``wait`` after it was sent, and ours must end first.
+        self._visibility = min(MOST_HIDDEN, math.ceil(lease) + service.address.wait)
+        self._clock = clock
+        self._memory = memory
+        self._on_close = closed
+        self._ready: deque[Held] = deque()
+        self._held: set[Held] = set()
+        self._suspect: Held | None = None
+        self._polls: dict[asyncio.Task[None], _Poll] = {}
+        self._width = 1
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._receiving = 0
+        self._arrived = asyncio.Event()
+        self._error: PostroomError | None = None
+        self._closed = False
+
+    @property
+    def _ordered(self) -> bool:
+        return self._kept.declared.ordered
+
+    # In
+
+    async def receive(self, max_messages: int, timeout: float | None) -> list[Delivery]:
+        if max_messages < 1:
+            raise ConfigurationError(f"receive: max_messages must be at least 1, not {max_messages}")
+        self._receiving += 1
+        try:
+            if timeout is not None and timeout < 1:
+                return await self._glance(max_messages, timeout)
+            return await self._watch(max_messages, math.inf if timeout is None else time.monotonic() + timeout)
+        finally:
+            self._receiving -= 1
+            self._expect_a_receive()
+
+    async def _watch(self, count: int, deadline: float) -> list[Delivery]:
+        while True:
+            self._arrived.clear()
+            deliveries = self._hand_over(count)
+            left = deadline - time.monotonic()
+            if deliveries or left <= 0:
+                return deliveries
+            if left < 1:
+                return await self._glance(count, left)
+            self._ask(count, min(self._service.address.wait, int(left)) if left < math.inf else 1)
+            await self._clock.wait(self._arrived, None if left == math.inf else left)
+
+    async def _glance(self, count: int, timeout: float) -> list[Delivery]:
+        """Look now and at the end: the service waits whole seconds only."""
+        deliveries = await self._look(count)
+        if not deliveries and timeout > 0:
+            await self._clock.wait(self._arrived, timeout)
+            deliveries = await self._look(count)
+        return deliveries
+
+    async def _look(self, count: int) -> list[Delivery]:
+        deliveries = self._hand_over(count)
+        if not deliveries:
+            self._arrived.clear()
+            self._ask(count, 0)
+            # Polls that wait have told long ago what was there.
+            if any(poll.wait == 0 for poll in self._polls.values()):
+                await self._arrived.wait()
+            deliveries = self._hand_over(count)
+            self._arrived.clear()
+        return deliveries
+
+    def started(self, deliveries: Sequence[Delivery]) -> None:
+        """Nothing to note: every receive that nobody accounts for counts."""
+
+    def _hand_over(self, count: int) -> list[Delivery]:
+        self._check_open()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        deliveries: list[Delivery] = []
+        put_off: list[Held] = []
+        while self._ready and len(deliveries) < count:
+            held = self._ready.popleft()
+            if not held.alive:
+                continue
+            if held.suspect:
+                if self._suspect is not None and self._suspect.alive:
+                    put_off.append(held)
+                    continue
+                self._suspect = held
+            self._held.add(held)
+            deliveries.append(held.delivery(self._kept.name))
+        if put_off:
+            self._spawn(self._put_back(put_off, float(max(1, int(self._lease / 4)))))
+        return deliveries
+
+    def _ask(self, wanted: int, wait: int) -> None:
+        """Have so many requests under way as what is wanted needs; more than one only where there is much."""
+        size = 1 if self._ordered else _FULL
+        while len(self._polls) < self._width:
+            missing = wanted - len(self._ready) - sum(poll.wanted for poll in self._polls.values())
+            if missing <= 0:
+                return
+            count = min(size, missing)
+            task = asyncio.get_running_loop().create_task(self._poll(count, wait))
+            self._polls[task] = _Poll(count, wait)
+
+    async def _poll(self, count: int, wait: int) -> None:
+        asked = time.monotonic()
+        try:
+            answer = await self._service.call(
+                "sqs",
+                "receive_message",
+                QueueUrl=self._kept.url,
+                # Of an ordered queue one: the next of the same key would only wait here, and count as received.
+                MaxNumberOfMessages=count,
+                WaitTimeSeconds=wait,
+                VisibilityTimeout=self._visibility,
+                MessageAttributeNames=["All"],
+                MessageSystemAttributeNames=["All"],
+            )
+            messages = answer.get("Messages", [])
+            self._width = min(_POLLS, self._width * 2) if len(messages) >= count else max(1, self._width // 2)
+            await self._admit(messages, asked)
+        except Missing:
+            self._error = not_found(self._kept.name)
+        except PostroomError as error:
+            self._error = error
+        finally:
+            task = asyncio.current_task()
+            assert task is not None
+            del self._polls[task]
+            self._arrived.set()
+            self._expect_a_receive()
+
+    async def _admit(self, messages: Sequence[dict[str, Any]], asked: float) -> None:
+        arrived, now = time.monotonic(), self._clock.now()
+        over: list[Held] = []
+        early: list[Held] = []
+        for raw in messages:
+            held = receive(raw, self._kept, self, self._memory, now)
+            held.taken = asked
+            held.until = min(arrived + self._lease, asked + self._visibility)
+            envelope = held.copy.envelope
+            if ((envelope.expires_at or math.inf) <= now and not envelope.everlasting) or not self._wants(raw, held):
+                over.append(held)
+            elif envelope.due is not None and envelope.due > now:
+                early.append(held)
+            else:
+                self._ready.append(held)
+        if over:
+            await self._service.delete(self._kept.url, [held.receipt for held in over])
+        if early:
+            await self._hide_until_due(early, now)
+
+    def _wants(self, raw: Mapping[str, Any], held: Held) -> bool:
+        # SNS has compared the others; and a later filter does not concern what is here already.
+        if UNFILTERED not in raw.get("MessageAttributes", {}):
+            return True
+        headers = held.copy.envelope.headers
+        return all(headers.get(name) == value for name, value in self._kept.declared.where.items())
+
+    async def _hide_until_due(self, early: Sequence[Held], now: float) -> None:
+        if self._ordered:
+            delays = [math.ceil((held.copy.envelope.due or now) - now) for held in early]
+            hidden = [(held.receipt, min(MOST_HIDDEN, delay)) for held, delay in zip(early, delays, strict=True)]
+            await self._service.hide(self._kept.url, hidden)
+        else:
+            await self._move([(held, held.copy.changed(suspect=held.suspect)) for held in early])
+
+    # Out
+
+    async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> list[SettlementError | None]:
+        self._check_open()
+        answers: list[SettlementError | None] = [None] * len(settlements)
+        accepted: list[tuple[int, Held, Outcome]] = []
+        for number, (delivery, outcome) in enumerate(settlements):
+            held: Held = delivery.receipt
+            if held.unreported:
+                held.unreported = False
+                continue
+            answers[number] = self._refusal(held, delivery.message.id)
+            if answers[number] is None:
+                held.settled = True
+                accepted.append((number, held, outcome))
+        results = await self._perform([(held, outcome) for _, held, outcome in accepted])
+        failed = next((result for result in results if isinstance(result, BrokerUnavailable)), None)
+        for (number, held, _), result in zip(accepted, results, strict=True):
+            if isinstance(result, BrokerUnavailable):
+                held.settled = False
+                continue
+            self._held.discard(held)
+            held.unreported = failed is not None and result is None
+            if result is not None:
+                answers[number] = result if isinstance(result, SettlementError) else SettlementError(str(result))
+        if failed is not None:
+            raise failed
+        # Having settled a suspect one may take the next.
+        self._arrived.set()
+        return answers
+
+    def _refusal(self, held: Held, message_id: str) -> SettlementError | None:
+        if held.consumer is not self:
+            return LeaseLost(f"message {message_id} was delivered to another consumer")
+        if held.settled:
+            return AlreadySettled(f"message {message_id} was settled before; the first settlement stands")
+        if not held.alive:
+            self._held.discard(held)
+            return LeaseLost(f"the lease of message {message_id} is over; it belongs to somebody else now")
+        return None
+
+    async def _perform(self, settlements: Sequence[tuple[Held, Outcome]]) -> Answers:
+        """In order: what ends, what comes again, what is dead."""
+        ends: list[Held] = []
+        again: list[tuple[Held, Copy]] = []
+        dead: list[tuple[Held, Copy]] = []
+        hidden: list[tuple[Held, Retry | Release]] = []
+        now = self._clock.now()
+        for held, outcome in settlements:
+            if isinstance(outcome, Dead):
+                failures = (*held.copy.envelope.failures, outcome.failure)
+                dead.append((held, held.copy.changed(failures=failures, dead_at=now, due=None, suspect=False)))
+            elif not isinstance(outcome, Retry | Release):
+                ends.append(held)
+            elif self._ordered:
+                hidden.append((held, outcome))
+            else:
+                again.append((held, self._again(held, outcome, now)))
+        results = await asyncio.gather(
+            self._delete(ends), self._move(again), self._move(dead, self._kept.dead_url), self._hide(hidden)
+        )
+        helds = [*ends, *(held for held, _ in (*again, *dead)), *(held for held, _ in hidden)]
+        answers = dict(zip(helds, chain(*results), strict=True))
+        return [answers[held] for held, _ in settlements]
+
+    def _again(self, held: Held, outcome: Retry | Release, now: float) -> Copy:
+        """The copy that comes next: it begins with no receives, so that all of those to come are accounted for."""
+        due = now + outcome.delay if outcome.delay > 0 else None
+        if isinstance(outcome, Release):
+            return held.copy.changed(due=due, suspect=held.suspect)
+        return held.copy.changed(
+            due=due,
+            suspect=outcome.suspect,
+            counted=held.copy.envelope.counted + 1,
+            failures=(*held.copy.envelope.failures, outcome.failure),
+        )
+
+    async def _hide(self, settlements: Sequence[tuple[Held, Retry | Release]]) -> Answers:
+        """In an ordered queue it comes again in its place, and its key waits behind it."""
+        for held, outcome in settlements:
+            if outcome.delay > MOST_HIDDEN:
+                logger.warning(
+                    "%s: %s waits 12 h, not %.0f s: an ordered SQS queue hides no message for longer",
+                    self._kept.name, held.copy.envelope.id, outcome.delay,
+                )  # fmt: skip
+        hidden = [(held.receipt, min(MOST_HIDDEN, math.ceil(outcome.delay))) for held, outcome in settlements]
+        answers = await self._service.hide(self._kept.url, hidden)
+        for (held, outcome), answer in zip(settlements, answers, strict=True):
+            if answer is None:
+                self._memory.note(held, outcome.failure if isinstance(outcome, Retry) else None)
+        return answers
+
+    async def _delete(self, helds: Sequence[Held]) -> Answers:
+        answers = await self._service.delete(self._kept.url, [held.receipt for held in helds])
+        for number, (held, answer) in enumerate(zip(helds, answers, strict=True)):
+            if answer is None:
+                self._memory.forget(held.identity)
+            elif isinstance(answer, BrokerUnavailable):
+                # Perhaps it was done, and only the answer is lost: then it will be unknown next time.
+                held.uncertain = True
+            elif isinstance(answer, LeaseLost) and held.uncertain:
+                answers[number] = None
+        return answers
+
+    async def _move(self, moves: Sequence[tuple[Held, Copy]], url: str | None = None) -> Answers:
+        """Store the copies, in this queue or at ``url``; only then delete the originals whose copy is confirmed."""
+        if not moves:
+            return []
+        now = self._clock.now()
+        fresh = [(held, copy) for held, copy in moves if not held.copied]
+        entries = [
+            entry(
+                copy,
+                fifo=self._ordered,
+                delay=(copy.envelope.due or now) - now,
+                once=f".{copy.envelope.redriven}.{held.receives}",
+            )
+            for held, copy in fresh
+        ]
+        sent = await self._service.send(url or self._kept.url, entries)
+        refused = {held: answer for (held, _), answer in zip(fresh, sent, strict=True) if answer is not None}
+        for held, _ in moves:
+            held.copied = held not in refused
+        stored = [held for held, _ in moves if held.copied]
+        deleted = dict(zip(stored, await self._delete(stored), strict=True))
+        return [refused[held] if held in refused else deleted[held] for held, _ in moves]
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        self._check_open()
+        lost: list[Delivery] = []
+        asked: list[tuple[Delivery, Held, int]] = []
+        now = time.monotonic()
+        for delivery in deliveries:
+            held: Held = delivery.receipt
+            seconds = min(self._visibility, int(held.taken + MOST_HIDDEN - now))
+            if held.consumer is not self or not held.alive or seconds <= 0:
+                lost.append(delivery)
+            else:
+                asked.append((delivery, held, seconds))
+        answers = await self._service.hide(self._kept.url, [(held.receipt, seconds) for _, held, seconds in asked])
+        for (delivery, held, seconds), answer in zip(asked, answers, strict=True):
+            if answer is None:
+                held.until = now + min(self._lease, seconds)
+            elif not isinstance(answer, BrokerUnavailable):
+                held.until = 0.0
+                lost.append(delivery)
+        if answers and all(isinstance(answer, BrokerUnavailable) for answer in answers):
+            assert answers[0] is not None
+            raise answers[0]
+        return lost
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._arrived.set()
+        # What the polls under way bring would otherwise be lost for a lease, and count.
+        while self._polls or self._tasks:
+            await asyncio.wait([*self._polls, *self._tasks])
+        await self._put_back([*self._held, *self._ready], 0.0)
+        self._held.clear()
+        self._ready.clear()
+        self._on_close(self)
+
+    def _expect_a_receive(self) -> None:
+        if self._ready and not self._receiving and not self._closed:
+            newest = self._ready[-1]
+            asyncio.get_running_loop().call_later(_UNWANTED, self._expire, newest)
+
+    def _expire(self, newest: Held) -> None:
+        """Nobody received in between: give back all that came before."""
+        if self._receiving or self._closed or newest not in self._ready:
+            return
+        unwanted = list(self._ready)
+        self._ready.clear()
+        self._spawn(self._put_back(unwanted, 0.0))
+
+    async def _put_back(self, helds: Sequence[Held], delay: float) -> None:
+        """Uncounted. What cannot be given back now comes back when its lease is over."""
+        alive = [held for held in helds if held.alive]
+        for held in alive:
+            held.settled = True
+        try:
+            answers = await self._perform([(held, Release(delay)) for held in alive])
+        except PostroomError as error:
+            answers = [error] * len(alive)
+        failed = [answer for answer in answers if answer is not None]
+        if failed:
+            logger.warning(
+                "%s: %d messages could not be given back, they come again after their lease: %s",
+                self._kept.name, len(failed), failed[0],
+            )  # fmt: skip
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BrokerClosed("the consumer was closed; open a new one")

@@ -1,0 +1,157 @@
+"""Dead letters: a queue nobody consumes. It is read as a whole, because the service cannot be asked for one letter."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import Any
+
+import msgspec
+
+from postroom.broker.sqs.service import Answers, Missing, Service, not_found
+from postroom.broker.sqs.topology import Kept
+from postroom.broker.sqs.wire import Copy, entry, letter, read
+from postroom.errors import LeaseLost
+from postroom.message import DeadLetter
+
+_HIDDEN = 60
+"""Seconds for which a letter that is being read is invisible to other readers."""
+_PATIENCE = 5.0
+"""Seconds to wait for letters that somebody else is reading."""
+
+
+class _Found(msgspec.Struct):
+    copy: Copy
+    letter: DeadLetter
+    receipts: list[str]
+    """More than one if a crash left it twice."""
+
+
+async def browse(service: Service, kept: Kept, ids: Collection[str] | None) -> list[DeadLetter]:
+    """Oldest death first; those of ``ids`` if given."""
+    found = await _read(service, kept, ids)
+    await _show(service, kept, found.values())
+    chosen = [item.letter for item in found.values() if ids is None or item.letter.message.id in ids]
+    return sorted(chosen, key=lambda item: (item.dead_at, item.message.id))
+
+
+async def redrive(service: Service, kept: Kept, ids: Sequence[str]) -> list[str]:
+    """Each is in its queue again before it leaves the dead letters."""
+    wanted = dict.fromkeys(ids)
+    found = await _read(service, kept, wanted)
+    chosen = [found[name] for name in wanted if name in found]
+    fifo, entries = kept.declared.ordered, []
+    for item in chosen:
+        again = item.copy.envelope.redriven + 1
+        copy = item.copy.changed(counted=0, redriven=again, dead_at=None, due=None, suspect=False, everlasting=True)
+        entries.append(entry(copy, fifo=fifo, once=f".r{again}"))
+    sent = await service.send(kept.url, entries)
+    moved = [item for item, answer in zip(chosen, sent, strict=True) if answer is None]
+    await _show(service, kept, [item for item in found.values() if item not in moved])
+    deleted = await _delete(service, kept, moved)
+    _raise_if_nothing_is_known([*sent, *deleted], moved)
+    return [item.letter.message.id for item in moved]
+
+
+async def discard(service: Service, kept: Kept, ids: Sequence[str]) -> list[str]:
+    wanted = dict.fromkeys(ids)
+    found = await _read(service, kept, wanted)
+    chosen = [found[name] for name in wanted if name in found]
+    await _show(service, kept, [item for item in found.values() if item not in chosen])
+    answers = await _delete(service, kept, chosen)
+    gone = [item for item, answer in zip(chosen, answers, strict=True) if answer is None]
+    _raise_if_nothing_is_known(answers, gone)
+    return [item.letter.message.id for item in gone]
+
+
+async def renew(service: Service, kept: Kept, older_than: float, now: float) -> int:
+    """Store anew what has been kept for so many seconds, before the service drops it. Returns how many."""
+    found = await _read(service, kept, None)
+    old = [item for item in found.values() if item.letter.dead_at < now - older_than]
+    await _show(service, kept, [item for item in found.values() if item not in old])
+    fifo = kept.declared.ordered
+    entries = [entry(item.copy.changed(dead_at=item.letter.dead_at), fifo=fifo, once=f".{now:.0f}") for item in old]
+    sent = await service.send(kept.dead_url, entries)
+    renewed = [item for item, answer in zip(old, sent, strict=True) if answer is None]
+    await _delete(service, kept, renewed)
+    return len(renewed)
+
+
+async def purge(service: Service, kept: Kept) -> int:
+    """Delete what is visible. ``PurgeQueue`` would take what runs as well."""
+    count = 0
+    async for messages in _visible(service, kept.url, others=False):
+        answers = await service.delete(kept.url, [message["ReceiptHandle"] for message in messages])
+        count += sum(answer is None for answer in answers)
+    return count
+
+
+async def _read(service: Service, kept: Kept, wanted: Collection[str] | None) -> dict[str, _Found]:
+    """All letters by id, now invisible to others; no further than until all of ``wanted`` are found."""
+    found: dict[str, _Found] = {}
+    if wanted is not None and not wanted:
+        return found
+    async for messages in _visible(service, kept.dead_url, others=True):
+        for raw in messages:
+            system = raw.get("Attributes", {})
+            group = system.get("MessageGroupId") if kept.declared.ordered else None
+            copy = read(raw["Body"], raw.get("MessageAttributes", {}), raw["MessageId"], kept.name, group)
+            told = letter(kept.name, copy, dead_at=int(system.get("SentTimestamp", 0)) / 1000)
+            item = found.setdefault(told.message.id, _Found(copy, told, []))
+            item.receipts.append(raw["ReceiptHandle"])
+        if wanted is not None and set(wanted) <= found.keys():
+            break
+    return found
+
+
+async def _visible(service: Service, url: str, *, others: bool) -> AsyncIterator[list[dict[str, Any]]]:
+    """Receive until nothing is left; with ``others`` also what another reader has in its hands."""
+    mine = 0
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            answer = await service.call(
+                "sqs",
+                "receive_message",
+                QueueUrl=url,
+                MaxNumberOfMessages=10,
+                # Without waiting the service asks only some of its servers, and may miss one.
+                WaitTimeSeconds=1,
+                VisibilityTimeout=_HIDDEN,
+                MessageAttributeNames=["All"],
+                MessageSystemAttributeNames=["All"],
+            )
+        except Missing:
+            raise not_found(url.rpartition("/")[2]) from None
+        messages = answer.get("Messages", [])
+        if messages:
+            mine += len(messages)
+            yield messages
+            continue
+        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+        told = await service.call("sqs", "get_queue_attributes", QueueUrl=url, AttributeNames=names)
+        visible, hidden = (int(told["Attributes"][name]) for name in names)
+        if (not visible and (not others or hidden <= mine)) or time.monotonic() > deadline:
+            return
+
+
+async def _show(service: Service, kept: Kept, items: Collection[_Found]) -> None:
+    """Visible again at once. If that fails they are, after a minute."""
+    await service.hide(kept.dead_url, [(receipt, 0) for item in items for receipt in item.receipts])
+
+
+async def _delete(service: Service, kept: Kept, items: Sequence[_Found]) -> Answers:
+    """One answer a letter."""
+    answers: Answers = []
+    receipts = [receipt for item in items for receipt in item.receipts]
+    told = iter(await service.delete(kept.dead_url, receipts))
+    for item in items:
+        own = [next(told) for _ in item.receipts]
+        answers.append(next((answer for answer in own if answer is not None), None))
+    return answers
+
+
+def _raise_if_nothing_is_known(answers: Answers, done: Sequence[object]) -> None:
+    errors = [answer for answer in answers if answer is not None and not isinstance(answer, LeaseLost)]
+    if errors and not done:
+        raise errors[0]

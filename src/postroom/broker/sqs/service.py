@@ -1,0 +1,277 @@
+"""Calls to SQS and SNS: their errors in our words, and full batches of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
+from aiobotocore.session import AioSession  # type: ignore[import-untyped]
+from botocore.exceptions import (  # type: ignore[import-untyped]
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+)
+
+from postroom.broker.sqs.address import Address
+from postroom.broker.sqs.wire import MOST_BYTES, size_of
+from postroom.errors import (
+    BrokerClosed,
+    BrokerError,
+    BrokerUnavailable,
+    ConfigurationError,
+    LeaseLost,
+    MessageTooLarge,
+    PostroomError,
+    SubscriptionNotFound,
+)
+
+_FULL = 10
+"""Entries of a batch request, at most (SendMessageBatch, DeleteMessageBatch, PublishBatch)."""
+_MOST_PUBLISHED = 262_144
+"""Bytes of one PublishBatch, but for a single larger message."""
+_LANES = 8
+"""Batches of one kind that are under way at once."""
+_GONE = ("NonExistentQueue", "QueueDoesNotExist", "NotFound")
+_LOST = ("ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidParameterValue")
+_DENIED = ("AccessDenied", "AuthorizationError", "InvalidClientTokenId", "InvalidSecurity", "SignatureDoesNotMatch")
+_DENIED_TOO = ("UnrecognizedClientException", "OptInRequired", "KmsAccessDenied", "KmsDisabled", "KmsNotFound")
+_FOR_NOW = ("Throttl", "TooManyRequests", "RequestLimitExceeded", "ExpiredToken", "ServiceUnavailable", "Internal")
+
+Answers = list[PostroomError | None]
+
+
+class Missing(BrokerError):
+    """The queue, topic or subscription that was asked for is not there."""
+
+
+class Service:
+    """One connection to the services of one region. ``open`` connects; SNS and STS only when they are needed."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._clients: dict[str, Any] = {}
+        self._opening = asyncio.Lock()
+        self._stack = AsyncExitStack()
+        self._batchers: dict[tuple[str, str], Batcher] = {}
+        self._closed = False
+
+    async def open(self) -> None:
+        """Raises ``BrokerUnavailable`` or ``ConfigurationError``."""
+        await self.call("sqs", "list_queues", QueueNamePrefix=self.address.prefix, MaxResults=1)
+
+    async def close(self) -> None:
+        """What is under way is finished; what waits is refused."""
+        self._closed = True
+        for batcher in list(self._batchers.values()):
+            await batcher.close()
+        await self._stack.aclose()
+
+    async def call(self, service: str, operation: str, **parameters: Any) -> dict[str, Any]:
+        """Raises ``Missing`` and what else :func:`translated` makes of the client's exceptions."""
+        try:
+            client = self._clients.get(service) or await self._client(service)
+            answer: dict[str, Any] = await getattr(client, operation)(**parameters)
+            return answer
+        except (BotoCoreError, ClientError, OSError, TimeoutError) as error:
+            raise translated(error, f"{service}:{operation}") from error
+
+    async def pages(self, service: str, operation: str, result: str, **parameters: Any) -> list[Any]:
+        """All pages of a listing."""
+        found: list[Any] = []
+        while True:
+            page = await self.call(service, operation, **parameters)
+            found += page.get(result, [])
+            token = page.get("NextToken")
+            if not token:
+                return found
+            parameters["NextToken"] = token
+
+    async def region(self) -> str:
+        """The one in use, where the URL names none."""
+        client = self._clients.get("sqs") or await self._client("sqs")
+        return str(client.meta.region_name)
+
+    async def send(self, queue: str, entries: Sequence[dict[str, Any]], *, in_order: bool = False) -> Answers:
+        """To a queue, by its URL; answered in order."""
+        return await self._batcher("send_message_batch", queue, 1 if in_order else _LANES).all(entries)
+
+    async def publish(self, topic: str, entries: Sequence[dict[str, Any]]) -> Answers:
+        """To a topic, by its ARN."""
+        return await self._batcher("publish_batch", topic, _LANES).all(entries)
+
+    async def delete(self, queue: str, receipts: Sequence[str]) -> Answers:
+        batcher = self._batcher("delete_message_batch", queue, _LANES)
+        return await batcher.all([{"ReceiptHandle": receipt} for receipt in receipts])
+
+    async def hide(self, queue: str, receipts: Sequence[tuple[str, int]]) -> Answers:
+        """Make them visible so many seconds from now."""
+        batcher = self._batcher("change_message_visibility_batch", queue, _LANES)
+        return await batcher.all(
+            [{"ReceiptHandle": receipt, "VisibilityTimeout": seconds} for receipt, seconds in receipts]
+        )
+
+    def _batcher(self, operation: str, target: str, lanes: int) -> Batcher:
+        if self._closed:
+            raise BrokerClosed("the broker was closed; make a new one")
+        found = self._batchers.get((operation, target))
+        if found is None:
+
+            async def call(entries: list[dict[str, Any]]) -> Answers:
+                return await self._batch(operation, target, entries)
+
+            room = _MOST_PUBLISHED if operation == "publish_batch" else MOST_BYTES
+            found = self._batchers[operation, target] = Batcher(call, lanes, room)
+        return found
+
+    async def _batch(self, operation: str, target: str, entries: list[dict[str, Any]]) -> Answers:
+        numbered = [entry | {"Id": str(number)} for number, entry in enumerate(entries)]
+        if operation == "publish_batch":
+            answer = await self.call("sns", operation, TopicArn=target, PublishBatchRequestEntries=numbered)
+        else:
+            answer = await self.call("sqs", operation, QueueUrl=target, Entries=numbered)
+        done = {int(entry["Id"]) for entry in answer.get("Successful", ())}
+        failed = {int(entry["Id"]): _refusal(entry, operation) for entry in answer.get("Failed", ())}
+        silence = BrokerUnavailable(f"{operation}: the service did not answer for every entry")
+        return [None if number in done else failed.get(number, silence) for number in range(len(entries))]
+
+    async def _client(self, service: str) -> Any:
+        async with self._opening:
+            if service not in self._clients:
+                session = AioSession()
+                config = AioConfig(
+                    # A send that the client library repeats on its own makes a second message.
+                    retries={"total_max_attempts": 1, "mode": "standard"},
+                    connect_timeout=5,
+                    read_timeout=self.address.wait + 10,
+                    max_pool_connections=64,
+                    parameter_validation=False,
+                )
+                made = session.create_client(
+                    service,
+                    region_name=self.address.region,
+                    endpoint_url=self.address.endpoint_url,
+                    config=config,
+                )
+                self._clients[service] = await self._stack.enter_async_context(made)
+            return self._clients[service]
+
+
+class Batcher:
+    """Gathers entries into full requests, whoever they come from, and keeps their order.
+
+    With one lane the next request leaves when the one before is answered; after a failure whatever has been waiting
+    behind is not sent, as it would overtake.
+    """
+
+    def __init__(self, call: Callable[[list[dict[str, Any]]], Awaitable[Answers]], lanes: int, room: int) -> None:
+        """``lanes``: requests under way at once; ``room``: bytes of one."""
+        self._call = call
+        self._lanes = lanes
+        self._room = room
+        self._waiting: deque[tuple[dict[str, Any], asyncio.Future[PostroomError | None]]] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+
+    async def all(self, entries: Sequence[dict[str, Any]]) -> Answers:
+        """An answer for each: ``None`` if done, else its error. Raises what concerns all of them."""
+        loop = asyncio.get_running_loop()
+        answers = [loop.create_future() for _ in entries]
+        self._waiting.extend(zip(entries, answers, strict=True))
+        if not self._scheduled:
+            # At the end of this turn of the loop, so that what many send at once leaves together.
+            self._scheduled = True
+            loop.call_soon(self._start)
+        await asyncio.wait(answers) if answers else None
+        return [answer.result() for answer in answers]
+
+    async def close(self) -> None:
+        self._refuse(BrokerClosed("the broker was closed before this was sent"))
+        while self._running:
+            await asyncio.wait(self._running)
+
+    def _start(self) -> None:
+        self._scheduled = False
+        while self._waiting and len(self._running) < self._lanes:
+            task = asyncio.get_running_loop().create_task(self._run(self._next()))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._start()
+
+    def _next(self) -> list[tuple[dict[str, Any], asyncio.Future[PostroomError | None]]]:
+        batch: list[tuple[dict[str, Any], asyncio.Future[PostroomError | None]]] = []
+        size = 0
+        while self._waiting and len(batch) < _FULL:
+            entry = self._waiting[0][0]
+            size += size_of(entry) if "MessageAttributes" in entry else 0
+            if batch and size > self._room:
+                break
+            batch.append(self._waiting.popleft())
+        return batch
+
+    async def _run(self, batch: list[tuple[dict[str, Any], asyncio.Future[PostroomError | None]]]) -> None:
+        answers: Sequence[PostroomError | None]
+        try:
+            answers = await self._call([entry for entry, _ in batch])
+        except PostroomError as error:
+            answers = [error] * len(batch)
+            if self._lanes == 1:
+                self._refuse(error)
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)
+
+    def _refuse(self, error: PostroomError) -> None:
+        while self._waiting:
+            future = self._waiting.popleft()[1]
+            if not future.done():
+                future.set_result(error)
+
+
+def translated(error: Exception, what: str) -> PostroomError:
+    """The client's exception in our words."""
+    if isinstance(error, ClientError):
+        found = error.response.get("Error", {})
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
+        return _told(str(found.get("Code", "")), str(found.get("Message", "")), what, status)
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return ConfigurationError(f"{what}: no AWS credentials; set AWS_ACCESS_KEY_ID, a profile, or a role ({error})")
+    if isinstance(error, NoRegionError):
+        return ConfigurationError(f"{what}: no region; write sqs://eu-west-1 or set AWS_REGION")
+    if isinstance(error, HTTPClientError | OSError | TimeoutError):
+        return BrokerUnavailable(f"{what}: the service cannot be reached: {error or type(error).__name__}")
+    return BrokerError(f"{what}: {error}")
+
+
+def _refusal(entry: dict[str, Any], what: str) -> PostroomError:
+    status = 400 if entry.get("SenderFault", True) else 500
+    return _told(str(entry.get("Code", "")), str(entry.get("Message", "")), what, status)
+
+
+def _told(code: str, message: str, what: str, status: int) -> PostroomError:
+    text = f"{what}: {code}: {message}"
+    short = code.rpartition(".")[2]
+    if short in _GONE:
+        return Missing(text)
+    if short.startswith(_FOR_NOW) or status >= 500:
+        return BrokerUnavailable(text)
+    if short.startswith(_DENIED) or short.startswith(_DENIED_TOO):
+        return ConfigurationError(f"{text}; the policy this needs stands in docs/brokers/sqs.md")
+    if "too long" in message or short == "BatchRequestTooLong":
+        return MessageTooLarge(text)
+    if short in _LOST and ("visibility" in what or "delete_message" in what):
+        return LeaseLost(text)
+    return BrokerError(text)
+
+
+def not_found(name: str) -> SubscriptionNotFound:
+    return SubscriptionNotFound(f"no subscription {name!r} here; declare it, or start a worker that does")
