@@ -23,6 +23,8 @@ def say(what: str, message_id: str) -> None:
 async def main(url: str, weaker: str | None) -> None:
     broker = SQLiteBroker(url)
     await broker.connect()
+    # The moments when the log is copied into the file, and begun anew, are the delicate ones: let there be many.
+    broker.engine.connection.execute("PRAGMA wal_autocheckpoint = 100")
     if weaker is not None:
         broker.engine.connection.execute(f"PRAGMA {weaker}")
     await broker.declare([Topic(name=QUEUE, queue=True)], [Subscription(name=QUEUE, pattern=QUEUE)])
