@@ -14,7 +14,7 @@ from postroom.broker.sqs.consumer import SQSConsumer
 from postroom.broker.sqs.held import MOST_HIDDEN, Memory
 from postroom.broker.sqs.service import Answers, Missing, Service
 from postroom.broker.sqs.topology import Kept, Route, Topology
-from postroom.broker.sqs.wire import entry, pack
+from postroom.broker.sqs.wire import MOST_BODY, entry, pack
 from postroom.clock import Clock, SystemClock
 from postroom.errors import BrokerClosed, BrokerUnavailable, ConfigurationError, PostroomError, TopicNotFound
 from postroom.message import DeadLetter, Message
@@ -42,8 +42,8 @@ class SQSBroker(Broker):
     capabilities: ClassVar[Capabilities] = Capabilities(
         durability="replicated",
         shared=True,
-        # The lease, 30 s by default, and one poll more.
-        death_notice=31.0,
+        # The lease, 30 s by default.
+        death_notice=30.0,
         jobs=False,
         transactional_publish=False,
         delay=None,
@@ -59,8 +59,7 @@ class SQSBroker(Broker):
         limits=False,
         exact_stats=False,
         retention=False,
-        # 1 MiB with all metadata: this much fits even if it is bytes and goes as base64.
-        max_message_size=655_360,
+        max_message_size=MOST_BODY,
     )
 
     def __init__(self, url: str, *, clock: Clock | None = None) -> None:
@@ -122,9 +121,8 @@ class SQSBroker(Broker):
         return [message.id if error is None else error for message, error in zip(messages, errors, strict=True)]
 
     async def consume(self, subscription: str, *, lease: float = 30.0) -> SQSConsumer:
-        most = MOST_HIDDEN - self._address.wait
-        if not 0 < lease <= most:
-            raise ConfigurationError(f"consume: lease must be more than 0 and at most {most:,} seconds, not {lease}")
+        if not 0 < lease <= MOST_HIDDEN:
+            raise ConfigurationError(f"consume: lease must be more than 0 and at most 12 h, not {lease} s")
         service, topology = self._opened()
         kept = await topology.find(subscription)
         consumer = SQSConsumer(

@@ -62,8 +62,9 @@ class SQSConsumer(Consumer):
         self._service = service
         self._kept = kept
         self._lease = lease
-        # Longer than ours: a poll answers up to ``wait`` after it was sent, and ours must end first.
-        self._visibility = min(MOST_HIDDEN, math.ceil(lease) + service.address.wait)
+        self._visibility = math.ceil(lease)
+        # Ours ends first, so that what is sent just in time also arrives in time.
+        self._own_lease = lease - min(0.5, lease / 20)
         self._clock = clock
         self._memory = memory
         self._on_close = closed
@@ -193,13 +194,13 @@ class SQSConsumer(Consumer):
             self._expect_a_receive()
 
     async def _admit(self, messages: Sequence[dict[str, Any]], asked: float) -> None:
-        arrived, now = time.monotonic(), self._clock.now()
+        now = self._clock.now()
         over: list[Held] = []
         early: list[Held] = []
         for raw in messages:
             held = receive(raw, self._kept, self, self._memory, now)
-            held.taken = asked
-            held.until = min(arrived + self._lease, asked + self._visibility)
+            # From the question, not the answer: this process may have been frozen between the two.
+            held.taken, held.until = asked, asked + self._own_lease
             envelope = held.copy.envelope
             if ((envelope.expires_at or math.inf) <= now and not envelope.everlasting) or not self._wants(raw, held):
                 over.append(held)
@@ -369,7 +370,7 @@ class SQSConsumer(Consumer):
         answers = await self._service.hide(self._kept.url, [(held.receipt, seconds) for _, held, seconds in asked])
         for (delivery, held, seconds), answer in zip(asked, answers, strict=True):
             if answer is None:
-                held.until = now + min(self._lease, seconds)
+                held.until = now + min(self._own_lease, seconds)
             elif not isinstance(answer, BrokerUnavailable):
                 held.until = 0.0
                 lost.append(delivery)

@@ -80,6 +80,8 @@ class Service:
             answer: dict[str, Any] = await getattr(client, operation)(**parameters)
             return answer
         except (BotoCoreError, ClientError, OSError, TimeoutError) as error:
+            if self._closed:
+                raise BrokerClosed(f"the broker was closed during {operation}") from error
             raise translated(error, f"{service}:{operation}") from error
 
     async def pages(self, service: str, operation: str, result: str, **parameters: Any) -> list[Any]:

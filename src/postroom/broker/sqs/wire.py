@@ -22,6 +22,8 @@ from postroom.message import NO_HEADERS, DeadLetter, Failure, Message
 
 MOST_BYTES = 1_048_576
 """Of body and attributes, of one message and of one batch (SQS Developer Guide, "Message quotas")."""
+MOST_BODY = 655_360
+"""Bytes of a body: even if it goes as base64 there is room for 64 KiB of metadata, and for its failures."""
 HISTORY_ROOM = 16_384
 """Kept free when a message is first sent, so that it can always carry its failures."""
 MAX_DELAY = 900
@@ -87,6 +89,11 @@ class Copy(msgspec.Struct, frozen=True):
 
 def pack(message: Message, limit: int = MOST_BYTES) -> Copy:
     """Raises ``MessageTooLarge`` and ``EncodeError``."""
+    if len(message.body) > MOST_BODY:
+        raise MessageTooLarge(
+            f"message {message.id} has a body of {len(message.body):,} bytes; {MOST_BODY:,} are taken; "
+            "pass a reference to the data"
+        )
     text, is_binary = _as_text(message.body)
     fields = {name: getattr(message, name) for name in message.__struct_fields__ if name != "body"}
     fields["headers"] = dict(message.headers)
