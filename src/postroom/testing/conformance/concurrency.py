@@ -15,7 +15,9 @@ def _check(scene: Scene, subscription: str) -> None:
     assert found.valid, found
     assert resurrected(scene.history, subscription) == []
     assert held_twice(scene.history, subscription) == []
-    assert miscounted(scene.history, subscription) == []
+    if scene.harness.capabilities.start_notes:
+        # Else what a frozen holder had not started counts as well.
+        assert miscounted(scene.history, subscription) == []
 
 
 @proves("I1", "I3", "I9")

@@ -68,9 +68,11 @@ async def test_closing_a_consumer_releases_at_once(scene: Scene) -> None:
     closing.started(held[:1])
     await scene.publish(scene.message(queue, "c"))
     await closing.close()
-    got = await scene.take(other, 2)
-    assert sorted(labels(got)) == ["a", "b"]
-    assert [(delivery.attempt, delivery.suspect) for delivery in got] == [(1, False)] * 2
+    # Ahead only where there is an order.
+    expected = ["a", "b"] if scene.harness.capabilities.fifo else ["a", "b", "c"]
+    got = await scene.take(other, len(expected))
+    assert sorted(labels(got)) == expected
+    assert {(delivery.attempt, delivery.suspect) for delivery in got} == {(1, False)}
     assert miscounted(scene.history, queue) == []
 
 

@@ -56,7 +56,8 @@ async def test_keys_do_not_wait_for_each_other(scene: Scene) -> None:
     consumer = await scene.consume(queue)
     assert sorted(labels(await scene.take(consumer, 4))) == ["free1", "free2", "x1", "y1"]
     await scene.nothing(consumer)
-    assert await scene.counts(queue) == {"running": 4, "delayed": 1}
+    if scene.harness.capabilities.exact_stats:
+        assert await scene.counts(queue) == {"running": 4, "delayed": 1}
 
 
 @proves("C14", "I22")
