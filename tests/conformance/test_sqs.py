@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
+from services.sqs import CREDENTIALS, SQSServer
 
 from postroom.broker.sqs import SQSBroker
 from postroom.testing.conformance import *  # noqa: F403
 from postroom.testing.harness import Harness
-from services.sqs import CREDENTIALS, SQSServer
 from tests.servers import private
 
 
