@@ -23,11 +23,11 @@ TARGET = "tests.faults.app:app"
 
 
 class Stage:
-    """A temporary broker file, a journal folder, and the worker processes on them."""
+    """A broker (a temporary file, unless a URL names another), a journal folder, and the worker processes on them."""
 
-    def __init__(self, folder: Path, *, lease: float = 30.0) -> None:
+    def __init__(self, folder: Path, *, lease: float = 30.0, url: str | None = None) -> None:
         self.folder = folder
-        self.url = f"sqlite:///{folder}/postroom.db"
+        self.url = url or f"sqlite:///{folder}/postroom.db"
         self.journal = folder / "journal"
         self.journal.mkdir()
         self.accounts = folder / "accounts.db"
@@ -94,8 +94,8 @@ class Stage:
 
 
 @contextmanager
-def stage(folder: Path, *, lease: float = 30.0) -> Iterator[Stage]:
-    made = Stage(folder, lease=lease)
+def stage(folder: Path, *, lease: float = 30.0, url: str | None = None) -> Iterator[Stage]:
+    made = Stage(folder, lease=lease, url=url)
     try:
         yield made
     finally:
