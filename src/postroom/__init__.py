@@ -35,6 +35,7 @@ from postroom.producer.task import Task
 from postroom.producer.topic import Topic
 from postroom.signals import AlreadyProcessed, Reject, Retry, Snooze
 from postroom.store.inbox import acreate_inbox, apurge_inbox, create_inbox, purge_inbox
+from postroom.store.outbox import acreate_outbox, create_outbox
 
 __all__ = [
     "INJECTED",
@@ -79,8 +80,10 @@ __all__ = [
     "Upload",
     "ValidationError",
     "acreate_inbox",
+    "acreate_outbox",
     "apurge_inbox",
     "create_inbox",
+    "create_outbox",
     "exponential",
     "purge_inbox",
 ]

@@ -80,7 +80,8 @@ class App:
         self.lifecycle = Lifecycle()
         self.thread = BrokerThread(self.make_broker, self._declare)
         self.blobs = BlobStore(_uploads_directory(uploads, self.url))
-        self.outlet = Outlet(self.thread, Publisher(self.thread, max_message_size=max_message_size), self.blobs)
+        publisher = Publisher(self.thread, max_message_size=max_message_size)
+        self.outlet = Outlet(self.thread, publisher, self.blobs, self.make_broker)
         self.tasks: dict[str, Task[..., Any]] = {}
         self.topics: dict[str, Topic[Any]] = {}
 
@@ -323,27 +324,18 @@ class App:
     def make_broker(self) -> Broker:
         """One more broker of this app, with its store, not connected. Raises ``ConfigurationError``."""
         from postroom.broker.registry import make_broker
+        from postroom.store.registry import with_store
 
-        broker = make_broker(self.url)
-        if self._store is None:
-            if not broker.capabilities.jobs:
-                logger.warning(
-                    "no store is set: this broker keeps no job status, no results and no idempotency keys, and jobs "
-                    "cannot be cancelled; set App(store=…) or POSTROOM_STORE, as sqlite:///jobs.db, to have them"
-                )
-            return broker
-        if broker.capabilities.jobs:
-            raise ConfigurationError(
-                "App(store=…) or POSTROOM_STORE is set, but this broker keeps status and results itself; remove it"
-            )
-        from postroom.store.beside import StoredBroker
-        from postroom.store.registry import make_store
-
-        return StoredBroker(broker, make_store(self._store))
+        return with_store(make_broker(self.url), self._store)
 
     async def _declare(self, broker: Broker) -> None:
         from postroom.broker.demands import check_topology
 
+        if not broker.capabilities.jobs:
+            logger.warning(
+                "no store is set: this broker keeps no job status, no results and no idempotency keys, and jobs "
+                "cannot be cancelled; set App(store=…) or POSTROOM_STORE, as sqlite:///jobs.db, to have them"
+            )
         check_topology(broker.capabilities, self.topology.topics, self.topology.subscriptions)
         await broker.declare(self.topology.topics, self.topology.subscriptions)
 

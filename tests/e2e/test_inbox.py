@@ -19,7 +19,6 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
-from tests.servers import url_of
 
 from postroom import (
     AlreadyProcessed,
@@ -33,18 +32,6 @@ from postroom import (
 from postroom.message import Message, new_id
 
 PAY = "UPDATE account SET amount = amount - 10"
-
-
-@pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with url_of("postgresql", tmp_path_factory) as url:
-        yield url
-
-
-@pytest.fixture(scope="session")
-def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with url_of("mariadb", tmp_path_factory) as url:
-        yield url.replace("mysql://", "mysql+pymysql://")
 
 
 def context(message_id: str = "") -> Context:
@@ -101,7 +88,7 @@ def _engine(url: str) -> sa.Engine:
 
 
 def _alchemy(url: str) -> str:
-    return url.replace("postgresql://", "postgresql+psycopg://")
+    return url.replace("postgresql://", "postgresql+psycopg://").replace("mysql://", "mysql+pymysql://")
 
 
 MAKERS: dict[str, Callable[[str, Path], Place]] = {
@@ -111,8 +98,8 @@ MAKERS: dict[str, Callable[[str, Path], Place]] = {
     "sqlalchemy-sqlite": lambda _, path: Place(lambda: _engine(f"sqlite:///{path}").connect()),
     "sqlalchemy-postgresql": lambda url, _: Place(lambda: _engine(_alchemy(url)).connect()),
     "session-sqlite": lambda _, path: Place(lambda: Session(_engine(f"sqlite:///{path}"))),
-    "sqlalchemy-mariadb": lambda url, _: Place(lambda: _engine(url).connect()),
-    "session-mariadb": lambda url, _: Place(lambda: Session(_engine(url))),
+    "sqlalchemy-mariadb": lambda url, _: Place(lambda: _engine(_alchemy(url)).connect()),
+    "session-mariadb": lambda url, _: Place(lambda: Session(_engine(_alchemy(url)))),
     "session-postgresql": lambda url, _: Place(lambda: Session(_engine(_alchemy(url)))),
 }
 

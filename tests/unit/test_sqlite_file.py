@@ -314,8 +314,8 @@ def test_a_transaction_must_be_open_and_on_the_same_file(tmp_path: Path) -> None
         app.connect()
         for connection, text in (
             (sqlite3.connect(tmp_path / "x.db"), "no transaction is open"),
-            (sqlite3.connect(tmp_path / "other.db"), "the connection is to"),
-            (sqlite3.connect(":memory:"), "the connection is to memory"),
+            (sqlite3.connect(tmp_path / "other.db"), "create_outbox"),
+            (sqlite3.connect(":memory:"), "create_outbox"),
             ("postgresql://", "sqlite3.Connection"),
         ):
             with pytest.raises(ConfigurationError, match=text):

@@ -113,7 +113,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """The adapter's own handle (lease token, delivery tag); opaque to everyone else."""
 
 
-class Ack(msgspec.Struct, frozen=True):
+class Ack(msgspec.Struct, frozen=True, gc=False):
     """Done. ``result`` (JSON) is kept for ``Message.result_ttl`` where the broker keeps jobs."""
 
     result: bytes | None = None
@@ -285,6 +285,10 @@ class Broker(ABC):
         """Deliver retained messages published since the unix time ``since`` (``None``: all) once more,
         to this subscription only, under their own ids. Returns how many."""
         raise UnsupportedOperation(f"{type(self).__name__} keeps no history to replay", "retention")
+
+    def joins(self, connection: Any) -> bool:
+        """Whether ``publish_in`` can use ``connection``: it is to the broker's own database. Needs no ``connect``."""
+        return False
 
     def publish_in(self, connection: Any, messages: Sequence[Message]) -> list[str | PostroomError]:
         """``publish`` inside the open transaction of the user's own database ``connection``."""

@@ -18,6 +18,7 @@ _COMMANDS = {
     "jobs": ("inspect", "Show, list or cancel jobs."),
     "dead": ("dead", "Show, redrive or discard dead letters."),
     "replay": ("inspect", "Deliver retained events once more to a subscription."),
+    "outbox": ("outbox", "Send what was enqueued in transactions of other databases."),
     "doctor": ("doctor", "Look for what could break a promise."),
     "bench": ("bench", "Measure the speed on this machine."),
     "demo": ("demo", "Watch a photo service keep its promises."),

@@ -2,50 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from postroom import codec
+from postroom.broker.base import Broker
+from postroom.broker.demands import unmet
 from postroom.broker.thread import BrokerThread
 from postroom.config import HandlerOptions
 from postroom.handler import TaskHandler
 from postroom.message import Message
 from postroom.producer.options import PublishOptions
 from postroom.producer.publisher import Answers, Publisher
+from postroom.store import outbox
 from postroom.store.blobs import SCHEME, BlobStore
 
 
 class Outlet:
     """The publisher, and the files that go beside its messages."""
 
-    def __init__(self, thread: BrokerThread, publisher: Publisher, blobs: BlobStore) -> None:
+    def __init__(
+        self, thread: BrokerThread, publisher: Publisher, blobs: BlobStore, make_broker: Callable[[], Broker]
+    ) -> None:
+        """``make_broker()``: one like that of the thread, to be asked what it can do without connecting."""
         self.thread = thread
         self.blobs = blobs
         self._publisher = publisher
+        self._make_broker = make_broker
+
+    @cached_property
+    def _model(self) -> Broker:
+        return self._make_broker()
 
     def send(self, messages: Sequence[Message], transaction: Any = None) -> Answers:
         """Publish and wait; inside the caller's ``transaction`` if there is one."""
-        if transaction is not None:
+        if transaction is None:
+            return self._publisher.publish(messages)
+        if self._model.joins(transaction):
             return self._publisher.publish_in(transaction, messages)
-        return self._publisher.publish(messages)
+        self._check(messages)
+        outbox.write(transaction, messages)
+        return [message.id for message in messages]
 
     async def asend(self, messages: Sequence[Message], transaction: Any = None) -> Answers:
         """See :meth:`send`."""
-        if transaction is not None:
+        if transaction is None:
+            return await self._publisher.apublish(messages)
+        if self._model.joins(transaction):
             return self._publisher.publish_in(transaction, messages)
-        return await self._publisher.apublish(messages)
+        self._check(messages)
+        await outbox.awrite(transaction, messages)
+        return [message.id for message in messages]
 
     def submit(self, messages: Sequence[Message], transaction: Any = None) -> Future[Answers]:
         """Publish without waiting."""
         if transaction is None:
             return self._publisher.submit(messages)
         done: Future[Answers] = Future()
-        done.set_result(self._publisher.publish_in(transaction, messages))
+        done.set_result(self.send(messages, transaction))
         return done
+
+    def _check(self, messages: Sequence[Message]) -> None:
+        """Refuse now what the broker would refuse later, when nobody could be told."""
+        self._publisher.check(messages)
+        for message in messages:
+            refusal = unmet(self._model.capabilities, message, time.time())
+            if refusal is not None:
+                raise refusal
 
     def fields(self, options: PublishOptions, defaults: HandlerOptions | None) -> dict[str, Any]:
         """The message fields that follow from the options of the call and the defaults of its task."""

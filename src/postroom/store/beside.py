@@ -154,6 +154,9 @@ class StoredBroker(Broker):
     async def replay(self, subscription: str, since: float | None = None) -> int:
         return await self._broker.replay(subscription, since)
 
+    def joins(self, connection: Any) -> bool:
+        return self._broker.joins(connection)
+
     def publish_in(self, connection: Any, messages: Sequence[Message]) -> list[str | PostroomError]:
         return self._broker.publish_in(connection, messages)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
+from postroom.broker.base import Broker
 from postroom.clock import Clock
 from postroom.errors import ConfigurationError
 from postroom.store.base import Store
@@ -27,3 +28,19 @@ def make_store(url: str, *, clock: Clock | None = None) -> Store:
         raise ConfigurationError(f"{scheme}:// needs a package that is missing ({error}); {hint}") from error
     store: Store = store_class(url, clock=clock)
     return store
+
+
+def with_store(broker: Broker, url: str | None) -> Broker:
+    """``broker`` with a store beside it, if there is a URL of one.
+
+    Raises ``ConfigurationError`` if the broker keeps status and results itself: two truths would differ.
+    """
+    if url is None:
+        return broker
+    if broker.capabilities.jobs:
+        raise ConfigurationError(
+            "App(store=…) or POSTROOM_STORE is set, but this broker keeps status and results itself; remove it"
+        )
+    from postroom.store.beside import StoredBroker
+
+    return StoredBroker(broker, make_store(url))

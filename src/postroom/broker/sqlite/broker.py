@@ -18,7 +18,7 @@ from postroom.broker.sqlite.consumer import SQLiteConsumer
 from postroom.broker.sqlite.engine import Engine
 from postroom.broker.sqlite.filetime import FileClock
 from postroom.broker.sqlite.jobs import SQLiteJobStore
-from postroom.broker.sqlite.joining import publish_in
+from postroom.broker.sqlite.joining import joins, publish_in
 from postroom.broker.sqlite.members import DEATH_CHECK, Holders
 from postroom.broker.sqlite.publish import Publication
 from postroom.broker.sqlite.routing import Routes
@@ -187,6 +187,9 @@ class SQLiteBroker(Broker):
         return await self.engine.write(
             lambda connection: letters.replay(connection, self._file_clock, sub, since), done=lambda _: self.announce()
         )
+
+    def joins(self, connection: Any) -> bool:
+        return joins(connection, self.path)
 
     def publish_in(self, connection: Any, messages: Sequence[Message]) -> list[str | PostroomError]:
         try:

@@ -15,6 +15,13 @@ from postroom.errors import ConfigurationError, PostroomError
 from postroom.message import Message
 
 
+def joins(connection: Any, path: Path) -> bool:
+    """Whether ``connection`` is the standard library's, and to that file."""
+    return isinstance(connection, sqlite3.Connection) and any(
+        os.path.realpath(file) == os.path.realpath(path) for file in _files(connection)
+    )
+
+
 def publish_in(connection: Any, path: Path, clock: FileClock, messages: Sequence[Message]) -> list[str | PostroomError]:
     """Raises ``ConfigurationError`` unless ``connection`` is to that file and in a transaction."""
     if not isinstance(connection, sqlite3.Connection):
@@ -23,16 +30,18 @@ def publish_in(connection: Any, path: Path, clock: FileClock, messages: Sequence
             f"transaction=: give a sqlite3.Connection of the standard library, not {type(connection).__module__}."
             f"{type(connection).__qualname__}"
         )
-    files = [file for _, _, file in _Plain(connection).execute("PRAGMA database_list").fetchall() if file]
-    if not any(os.path.realpath(file) == os.path.realpath(path) for file in files):
-        raise ConfigurationError(
-            f"transaction=: the connection is to {', '.join(files) or 'memory'}, but the broker is on {path}"
-        )
+    if not joins(connection, path):
+        files = ", ".join(_files(connection)) or "memory"
+        raise ConfigurationError(f"transaction=: the connection is to {files}, but the broker is on {path}")
     if not connection.in_transaction:
         raise ConfigurationError(
             'transaction=: no transaction is open; begin one first (connection.execute("BEGIN IMMEDIATE"))'
         )
     return Publication(_Plain(connection), Routes(), clock).store(messages)  # type: ignore[arg-type]
+
+
+def _files(connection: sqlite3.Connection) -> list[str]:
+    return [file for _, _, file in _Plain(connection).execute("PRAGMA database_list").fetchall() if file]
 
 
 class _Plain:

@@ -34,7 +34,9 @@ def kind_of(connection: Any) -> Kind:
             return found
     own = type(connection)
     names = ", ".join(sorted(_KINDS))
-    raise ConfigurationError(f"ctx.once knows no {own.__module__}.{own.__qualname__}; it takes one of: {names}")
+    raise ConfigurationError(
+        f"{own.__module__}.{own.__qualname__} is no database connection known here; give one of: {names}"
+    )
 
 
 def database_of(kind: Kind, connection: Any) -> Database:
@@ -44,7 +46,7 @@ def database_of(kind: Kind, connection: Any) -> Database:
         return "sqlite" if name == "sqlite" else "postgresql"
     if name in ("mysql", "mariadb"):
         return "mysql"
-    raise ConfigurationError(f"ctx.once works with SQLite, PostgreSQL, MySQL and MariaDB, not with {name}")
+    raise ConfigurationError(f"this works with SQLite, PostgreSQL, MySQL and MariaDB, not with {name}")
 
 
 def _numbered(sql: str) -> str:

@@ -1,0 +1,141 @@
+"""The outbox: messages written in the user's own transaction, to be sent to the broker by a relay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from postroom.errors import ConfigurationError
+from postroom.message import Message
+from postroom.store.inbox.connections import Database, Kind, database_of, kind_of
+
+TABLE = "postroom_outbox"
+LEADER = "postroom_outbox_leader"
+
+_CREATE: dict[Database, tuple[str, str]] = {
+    "sqlite": (
+        f"""
+        CREATE TABLE IF NOT EXISTS {TABLE} (
+            seq     INTEGER PRIMARY KEY AUTOINCREMENT,
+            id      TEXT NOT NULL,
+            message TEXT NOT NULL,
+            error   TEXT
+        )
+        """,
+        f"CREATE TABLE IF NOT EXISTS {LEADER} (one INTEGER PRIMARY KEY, holder TEXT NOT NULL, until REAL NOT NULL)",
+    ),
+    "postgresql": (
+        f"""
+        CREATE TABLE IF NOT EXISTS {TABLE} (
+            seq     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            id      text NOT NULL,
+            message text NOT NULL,
+            error   text
+        )
+        """,
+        f"""
+        CREATE TABLE IF NOT EXISTS {LEADER} (
+            one integer PRIMARY KEY, holder text NOT NULL, until double precision NOT NULL
+        )
+        """,
+    ),
+    "mysql": (
+        f"""
+        CREATE TABLE IF NOT EXISTS {TABLE} (
+            seq     bigint AUTO_INCREMENT PRIMARY KEY,
+            id      varchar(191) NOT NULL,
+            message longtext CHARACTER SET utf8mb4 NOT NULL,
+            error   text CHARACTER SET utf8mb4
+        )
+        """,
+        f"""
+        CREATE TABLE IF NOT EXISTS {LEADER} (
+            one integer PRIMARY KEY, holder varchar(191) NOT NULL, until double NOT NULL
+        )
+        """,
+    ),
+}
+_INSERT = f"INSERT INTO {TABLE} (id, message) VALUES (?, ?)"
+_MISSING = ("no such table", "does not exist", "doesn't exist")
+
+_message = msgspec.json.Decoder(Message)
+
+
+def create_outbox(connection: Any) -> None:
+    """Create the tables that ``using(transaction=connection)`` writes to, where the broker is another system.
+
+    ``connection``: of ``sqlite3``, apsw, psycopg, SQLAlchemy (also a session) or Django; the caller commits.
+    Raises ``ConfigurationError`` for another.
+    """
+    kind = _kind(connection, awaited=False)
+    for sql in _CREATE[database_of(kind, connection)]:
+        kind.run(connection, sql, ())
+
+
+async def acreate_outbox(connection: Any) -> None:
+    """:func:`create_outbox` for asyncpg, and the asynchronous connections of psycopg and SQLAlchemy."""
+    kind = _kind(connection, awaited=True)
+    for sql in _CREATE[database_of(kind, connection)]:
+        await kind.run(connection, sql, ())
+
+
+def write(connection: Any, messages: Sequence[Message]) -> None:
+    """Add messages in the connection's open transaction. Raises ``ConfigurationError``."""
+    kind = _kind(connection, awaited=False)
+    _check_transaction(kind, connection)
+    try:
+        for message in messages:
+            kind.run(connection, _INSERT, (message.id, encode(message)))
+    except Exception as error:
+        raise _told(error) from error
+
+
+async def awrite(connection: Any, messages: Sequence[Message]) -> None:
+    """:func:`write` for any connection, asynchronous or not."""
+    if not kind_of(connection).awaited:
+        return write(connection, messages)
+    kind = _kind(connection, awaited=True)
+    _check_transaction(kind, connection)
+    try:
+        for message in messages:
+            await kind.run(connection, _INSERT, (message.id, encode(message)))
+    except Exception as error:
+        raise _told(error) from error
+    return None
+
+
+def encode(message: Message) -> str:
+    """As text, body and all."""
+    return msgspec.json.encode(msgspec.structs.replace(message, headers=dict(message.headers))).decode()
+
+
+def decode(text: str) -> Message:
+    return _message.decode(text)
+
+
+def _kind(connection: Any, *, awaited: bool) -> Kind:
+    kind = kind_of(connection)
+    if kind.awaited and not awaited:
+        raise ConfigurationError("transaction=: this connection is asynchronous; use the method that begins with a")
+    if awaited and not kind.awaited:
+        raise ConfigurationError("acreate_outbox: this connection is not asynchronous; use create_outbox")
+    return kind
+
+
+def _check_transaction(kind: Kind, connection: Any) -> None:
+    if not kind.joins(connection):
+        raise ConfigurationError(
+            "transaction=: no transaction is open, and this connection commits each statement by itself; begin one "
+            "first, so that the message and your changes commit together"
+        )
+
+
+def _told(error: Exception) -> Exception:
+    if TABLE in str(error) and any(phrase in str(error) for phrase in _MISSING):
+        return ConfigurationError(
+            f"transaction=: the connection is not to the broker's own database, and there is no table {TABLE} for a "
+            "relay; call postroom.create_outbox(connection) where you create your own tables"
+        )
+    return error
