@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ def test_options_and_cancelling(served: App) -> None:
         ("/v1/tasks/add?delay=-1", {"json": {"a": 1}}, 422, "delay"),
         ("/v1/tasks/add?at=2026-01-01", {"json": {"a": 1}}, 400, "time zone"),
         ("/v1/tasks/add?priority=11", {"json": {"a": 1}}, 422, "priority"),
-        ("/v1/tasks/add", {"json": {"a": 1}, "headers": {"Idempotency-Key": "x" * 300}}, 422, "idempotency_key"),
+        ("/v1/tasks/add", {"json": {"a": 1}, "headers": {"Idempotency-Key": "x" * 300}}, 400, "Idempotency-Key"),
+        ("/v1/tasks/add", {"json": {"a": 1}, "headers": {"Idempotency-Key": '"'}}, 400, "Idempotency-Key"),
         ("/v1/tasks/add", {"json": {"a": 1}, "headers": {"Prefer": "wait=x"}}, 400, "wait"),
         ("/v1/tasks/add", {"content": b'{"a": 1, "b": %s}' % (b"1" * 300_000)}, 413, "262,144"),
         ("/v1/tasks/size", {"json": {"file": "upload:../secret"}}, 422, "multipart"),
@@ -220,10 +222,64 @@ def test_without_a_token_only_this_machine_is_served(served: App) -> None:
             assert (await http.get("/v1/queues", headers=headers)).status_code == 403
         assert (await http.get("/v1/queues", headers={"Origin": "http://localhost"})).status_code == 200
 
+    async def others(http: httpx.AsyncClient) -> None:
+        for headers in ({"X-Forwarded-For": "127.0.0.1"}, {"Forwarded": "for=127.0.0.1"}, {"Host": "[::1"}):
+            answer = await http.get("/v1/queues", headers=headers)
+            assert (answer.status_code, "POSTROOM_TOKEN" in answer.json()["detail"]) == (403, True)
+
+    async def mapped(http: httpx.AsyncClient) -> None:
+        assert (await http.get("/v1/queues")).status_code == 200
+
     talk(served, stranger, client=("203.0.113.5", 5))
     talk(served, browser)
+    talk(served, others)
+    talk(served, mapped, client=("::ffff:127.0.0.1", 5))
     with pytest.raises(ConfigurationError, match="token"):
         serve(served, host="0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    "options", [{"token": ""}, {"token": " a"}, {"token": "ü"}, {"token": "t", "public": True}, {"max_batch": 0}]
+)
+def test_options_that_would_not_do_what_they_say(served: App, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        Gateway(served, **options)
+
+
+def test_forms_say_what_they_mean(served: App) -> None:
+    """A form knows only text; the parameters' types say what is meant, and nothing in it is left out."""
+
+    @served.task(queue="forms")
+    def fill(file: Upload | None = None, name: str | None = None, count: int = 0, day: date | None = None) -> Any:
+        return [file and file.name, name, count, day and day.year]
+
+    async def conversation(http: httpx.AsyncClient) -> None:
+        async def send(*parts: tuple[str, str], **more: Any) -> httpx.Response:
+            form = [(name, (None, value)) for name, value in parts]
+            files = [("file", file) for file in more.get("files", [])]
+            return await http.post("/v1/tasks/fill", files=form + files, headers={"Prefer": "wait=10"})
+
+        filled = await send(("name", "123"), ("count", "7"), ("day", "2026-11-24"), files=[("a.txt", b"x")])
+        assert filled.json()["result"] == ["a.txt", "123", 7, 2026]
+        assert (await send(("arguments", '{"name": "x"}'))).json()["result"] == [None, "x", 0, None]
+        for parts in (
+            [("count", "1"), ("count", "2")],
+            [("name", "x"), ("arguments", '{"name": "y"}')],
+            [("arguments", '{"file": "upload:f/x"}')],
+            [("arguments", "[]")],
+            [("no", "1")],
+        ):
+            assert (await send(*parts)).status_code == 422, parts
+        assert (await send(files=[("a", b"x"), ("b", b"y")])).status_code == 422
+        assert (await send(("arguments", "{"))).status_code == 400
+        # What a browser sends for a file field that was left empty.
+        empty = b'--b\r\nContent-Disposition: form-data; name="file"; filename=""\r\n\r\n\r\n--b--\r\n'
+        headers = {"Prefer": "wait=10", "Content-Type": "multipart/form-data; boundary=b"}
+        left_empty = await http.post("/v1/tasks/fill", content=empty, headers=headers)
+        assert left_empty.json()["result"] == [None, None, 0, None]
+
+    with working(served):
+        talk(served, conversation)
 
 
 def test_a_full_queue_is_429(url: str, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """CloudEvents 1.0 over HTTP: binary, structured and batched, read into what becomes a message.
 
-(source, id) is the identity by which duplicates are known. The data stays the bytes that were sent; the attributes
-travel as message headers ``ce-…``, so that subscriptions can filter by them.
+(source, id) is the identity by which duplicates are known. The data stays the bytes that were sent. Extensions become
+the message's headers under their own names, so that ``where`` chooses alike whether an event came over HTTP or from
+Python; the attributes that CloudEvents itself defines become headers ``ce-…``.
 Source: CloudEvents core 1.0.2, HTTP protocol binding 1.0.2, JSON format 1.0.2.
 """
 
@@ -18,7 +19,7 @@ from starlette.requests import Request
 
 from postroom.errors import DecodeError
 from postroom.gateway.problems import Problem
-from postroom.gateway.requests import EXTENSION, TRACE, is_json, time, wrong_type
+from postroom.gateway.requests import is_json, time, trace, wrong_type
 from postroom.producer.options import MAX_KEY_LENGTH
 
 STRUCTURED = "application/cloudevents+json"
@@ -26,12 +27,16 @@ BATCHED = "application/cloudevents-batch+json"
 MAX_TEXT = 1024
 """Characters of an attribute."""
 
+_PREFIX = "ce-"
 _REQUIRED = ("id", "source", "type")
+_CONTEXT = frozenset({"specversion", *_REQUIRED, "time", "subject", "dataschema", "datacontenttype"})
+_OPTIONS = frozenset({"partitionkey", "expirytime"})
+"""Extensions that become fields of the message, not headers."""
 _NAME = re.compile(r"[a-z0-9]+")
 _TEXT = re.compile(r"[^\x00-\x1f\x7f-\x9f]*")
 
 _event = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_context = msgspec.json.Decoder(str | int | bool)
+_plain = msgspec.json.Decoder(str | int | bool)
 
 
 @dataclass(frozen=True)
@@ -48,19 +53,26 @@ class CloudEvent:
     """Unix time."""
 
 
+def plain_headers(request: Request) -> dict[str, str]:
+    """What a request that is no CloudEvent gives its message: its trace, and ``ce-tier`` as the header ``tier``.
+
+    Raises ``Problem`` for attributes that mean something in a CloudEvent only.
+    """
+    extensions = _from_headers(request)
+    for name in extensions:
+        if name in _CONTEXT | _OPTIONS:
+            raise _bad(name, f"only for a CloudEvent, which the header {_PREFIX}specversion: 1.0 makes of an event")
+    _check_texts(extensions)
+    return {**trace(request), **extensions}
+
+
 def is_binary(request: Request) -> bool:
-    return f"{EXTENSION}specversion" in request.headers
+    return f"{_PREFIX}specversion" in request.headers
 
 
 def read_binary(request: Request, kind: str, body: bytes) -> CloudEvent:
     """Attributes in headers, data in the body. Raises ``Problem``."""
-    attributes: dict[str, str] = {}
-    for name, value in request.headers.items():
-        if name.startswith(EXTENSION):
-            attribute = name.removeprefix(EXTENSION)
-            if attribute in attributes:
-                raise _bad(attribute, "given twice")
-            attributes[attribute] = _percent_decoded(attribute, value)
+    attributes = _from_headers(request)
     if "datacontenttype" in attributes:
         raise _bad("datacontenttype", "in binary mode the header Content-Type says this")
     if body and not is_json(kind):
@@ -90,15 +102,30 @@ def _made(attributes: dict[str, str], body: bytes) -> CloudEvent:
     _check(attributes)
     if "time" in attributes:
         _time(attributes, "time")
-    headers = {f"{EXTENSION}{name}": value for name, value in attributes.items() if name != "specversion"}
+    headers = {
+        f"{_PREFIX}{name}" if name in _CONTEXT else name: value
+        for name, value in attributes.items()
+        if name != "specversion" and name not in _OPTIONS
+    }
     return CloudEvent(
         type=attributes["type"],
         body=body,
-        headers={**headers, **{name: attributes[name] for name in TRACE if name in attributes}},
+        headers=headers,
         key=attributes.get("partitionkey"),
         identity=_identity(attributes["source"], attributes["id"]),
         expires_at=_time(attributes, "expirytime") if "expirytime" in attributes else None,
     )
+
+
+def _from_headers(request: Request) -> dict[str, str]:
+    attributes: dict[str, str] = {}
+    for header, value in request.headers.items():
+        if header.startswith(_PREFIX):
+            name = header.removeprefix(_PREFIX)
+            if name in attributes:
+                raise _bad(name, "given twice")
+            attributes[name] = _percent_decoded(name, value)
+    return attributes
 
 
 def _identity(source: str, event_id: str) -> str:
@@ -113,23 +140,27 @@ def _check(attributes: Mapping[str, str]) -> None:
     for name in _REQUIRED:
         if not attributes.get(name):
             raise _bad(name, "a text is needed")
-    for name, value in attributes.items():
-        if not _NAME.fullmatch(name):
-            raise _bad(name[:100], "names of attributes are lower-case letters and digits")
-        if len(value) > MAX_TEXT or not _TEXT.fullmatch(value):
-            raise _bad(name, f"at most {MAX_TEXT} characters, none of them a control character")
+    _check_texts(attributes)
     if " " in attributes["source"]:
         raise _bad("source", "a URI has no spaces")
     if not attributes.get("partitionkey", "-"):
         raise _bad("partitionkey", "a text is needed")
 
 
+def _check_texts(attributes: Mapping[str, str]) -> None:
+    for name, value in attributes.items():
+        if not _NAME.fullmatch(name):
+            raise _bad(name, "names of attributes are lower-case letters and digits")
+        if len(value) > MAX_TEXT or not _TEXT.fullmatch(value):
+            raise _bad(name, f"at most {MAX_TEXT} characters, none of them a control character")
+
+
 def _text(name: str, value: bytes) -> str:
     """An attribute's canonical text."""
     try:
-        plain = _context.decode(value)
+        plain = _plain.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _bad(name[:100], "a text, an integer or a boolean is needed") from error
+        raise _bad(name, "a text, an integer or a boolean is needed") from error
     return plain if isinstance(plain, str) else msgspec.json.encode(plain).decode()
 
 
@@ -148,4 +179,5 @@ def _time(attributes: Mapping[str, str], name: str) -> float:
 
 
 def _bad(name: str, detail: str) -> Problem:
+    name = name[:100]
     return Problem(400, f"CloudEvents attribute {name!r}: {detail}", at={"attribute": name})

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
+from postroom import codec
 from postroom.gateway.problems import Problem
 from postroom.gateway.site import Site
 from postroom.handler import TaskHandler
@@ -26,26 +24,26 @@ _MAX_PARTS = 100
 _CHUNK = 1 << 20
 
 
-@asynccontextmanager
-async def received(request: Request, handler: TaskHandler, site: Site) -> AsyncIterator[tuple[str, bytes]]:
+async def receive(request: Request, handler: TaskHandler, site: Site) -> tuple[str, bytes]:
     """The id for a message, and its body, which refers to files that are kept. Raises ``Problem``."""
     _check_length(request, site.max_upload)
     arguments: dict[str, Any] = {}
     async with request.form(max_files=_MAX_PARTS, max_fields=_MAX_PARTS) as form:
-        files = {name: value for name, value in form.multi_items() if isinstance(value, UploadFile)}
+        files: dict[str, UploadFile] = {}
         for name, value in form.multi_items():
             if isinstance(value, str):
                 _add_field(handler, arguments, name, value)
-        for name in files:
-            if name not in handler.uploads:
-                raise Problem(422, f"{handler.name} takes no file {name!r}", at={"pointer": f"#/{name}"})
-            arguments[name] = "upload"
+            elif value.filename or value.size:  # Browsers send a field without a file, if it was left empty.
+                if name not in handler.uploads:
+                    raise Problem(422, f"{handler.name} takes no file {name!r}", at={"pointer": f"#/{name}"})
+                _add(arguments, name, "upload")
+                files[name] = value
         # Checked before anything is kept: what is refused leaves no file behind.
         handler.check(msgspec.json.encode(arguments))
         message_id = new_id()
         for name, file in files.items():
             arguments[name] = await asyncio.to_thread(_keep, site.app.blobs, message_id, name, file)
-    yield message_id, msgspec.json.encode(arguments)
+    return message_id, msgspec.json.encode(arguments)
 
 
 def _check_length(request: Request, limit: int) -> None:
@@ -59,32 +57,45 @@ def _check_length(request: Request, limit: int) -> None:
 def _add_field(handler: TaskHandler, arguments: dict[str, Any], name: str, value: str) -> None:
     if name in handler.uploads:
         raise Problem(422, f"send {name!r} as a file, not as text", at={"pointer": f"#/{name}"})
-    if name == ARGUMENTS and name not in handler.arguments.__struct_fields__:
-        arguments.update(_object(value))
+    if name == ARGUMENTS and name not in handler.parameters:
+        for member, content in _object(value).items():
+            if member in handler.uploads:
+                raise Problem(422, f"send {member!r} as a file, not as text", at={"pointer": f"#/{member}"})
+            _add(arguments, member, content)
         return
-    arguments[name] = _loose(handler, name, value)
+    parameter = handler.parameters.get(name)
+    _add(arguments, name, _meant(value, Any if parameter is None else parameter.annotation))
+
+
+def _add(arguments: dict[str, Any], name: str, value: Any) -> None:
+    if name in arguments:
+        raise Problem(422, f"the form has {name!r} twice", at={"pointer": f"#/{name}"})
+    arguments[name] = value
 
 
 def _object(text: str) -> dict[str, Any]:
     at = {"pointer": f"#/{ARGUMENTS}"}
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.ValidationError as error:
+        raise Problem(422, f"the part {ARGUMENTS!r} must be a JSON object", at=at) from error
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise Problem(400, f"the part {ARGUMENTS!r} is not JSON: {error}", at=at) from error
-    if not isinstance(value, dict):
-        raise Problem(422, f"the part {ARGUMENTS!r} must be a JSON object", at=at)
-    return value
 
 
-def _loose(handler: TaskHandler, name: str, value: str) -> Any:
-    """A form knows only text: the parameter's type says whether it is meant as such."""
-    parameter = handler.parameters.get(name)
-    if parameter is not None and parameter.annotation in (str, "str"):
-        return value
+def _meant(text: str, kind: Any) -> Any:
+    """A form knows only text. It stays text where the parameter's type takes it; else it is JSON, if it is that."""
+    if kind is not Any:
+        try:
+            codec.decoder(kind).decode(msgspec.json.encode(text))
+        except (msgspec.DecodeError, UnicodeError):
+            pass
+        else:
+            return text
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return text
 
 
 def _keep(blobs: BlobStore, message_id: str, name: str, file: UploadFile) -> str:

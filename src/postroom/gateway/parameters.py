@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from postroom.gateway.cloudevents import MAX_TEXT
+from postroom.gateway.requests import IDEMPOTENCY_KEY
 from postroom.producer.options import MAX_KEY_LENGTH
 
 Json = dict[str, Any]
@@ -43,9 +44,9 @@ COMPONENTS: dict[str, Json] = {
     "IdempotencyKey": _parameter(
         "header",
         "Idempotency-Key",
-        {"type": "string", "pattern": f"^[!#-\\[\\]-~]{{1,{MAX_KEY_LENGTH}}}$", "maxLength": MAX_KEY_LENGTH},
-        "Within 24 h requests with one key and one body are one job. Scope: the queue, or the topic. Also in quotes, "
-        "as a string of RFC 8941. Not for CloudEvents, which are known by source and id.",
+        {"type": "string", "pattern": f"^({IDEMPOTENCY_KEY.pattern})$"},
+        "Within 24 h requests with one key and one body are one job. Scope: the queue, or the topic. In a "
+        "batch it counts for each item by its place. Not for CloudEvents, which are known by source and id.",
     ),
     "Prefer": _parameter(
         "header",

@@ -12,14 +12,14 @@ from starlette.requests import Request
 from postroom.errors import ValidationError
 from postroom.gateway.problems import Problem
 from postroom.message import MAX_PRIORITY
-from postroom.producer.options import PublishOptions
+from postroom.producer.options import MAX_KEY_LENGTH, PublishOptions
 
 MAX_WAIT = 30.0
 """Seconds a request may wait for a job at most."""
 TRACE = ("traceparent", "tracestate", "baggage")
 """Headers that tie a message to the request that caused it (W3C Trace Context and Baggage)."""
-EXTENSION = "ce-"
-"""Begins a header that holds an attribute of a CloudEvent, or just a header for the message."""
+IDEMPOTENCY_KEY = re.compile(rf'"[ !#-\[\]-~]{{1,{MAX_KEY_LENGTH}}}"|[!#-\[\]-~]{{1,{MAX_KEY_LENGTH}}}')
+"""A quoted string by draft-ietf-httpapi-idempotency-key-header-07; bare ones are common too."""
 
 _OPTIONS = ("delay", "at", "priority", "key", "expires_in")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
@@ -64,11 +64,6 @@ def trace(request: Request) -> dict[str, str]:
     return {name: request.headers[name] for name in TRACE if name in request.headers}
 
 
-def message_headers(request: Request) -> dict[str, str]:
-    """Headers that are the message's own: those that begin with ``ce-``."""
-    return {name: value for name, value in request.headers.items() if name.startswith(EXTENSION)}
-
-
 def preferences(request: Request) -> dict[str, str]:
     """The ``Prefer`` header (RFC 7240), names in lower case."""
     header = ",".join(request.headers.getlist("prefer"))
@@ -88,7 +83,7 @@ def wait(request: Request) -> float | None:
 async def body(request: Request, limit: int) -> bytes:
     """The whole body. Raises ``Problem`` 413 as soon as it is too large, without keeping it."""
     declared = request.headers.get("content-length", "0")
-    size = int(declared) if declared.isdecimal() else 0
+    size = int(declared) if len(declared) < 20 and declared.isdecimal() else 0
     parts = []
     if size <= limit:
         size = 0
@@ -137,8 +132,11 @@ def _idempotency_key(request: Request) -> str | None:
     key = request.headers.get("idempotency-key")
     if key is None:
         return None
-    # A quoted string by draft-ietf-httpapi-idempotency-key-header-07; bare ones are common too.
-    return key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
+    if not IDEMPOTENCY_KEY.fullmatch(key):
+        allowed = f'1 to {MAX_KEY_LENGTH} visible ASCII characters, none of them " or \\'
+        detail = f"Idempotency-Key: {allowed}; in double quotes, or without"
+        raise Problem(400, detail, at={"header": "Idempotency-Key"})
+    return key.strip('"')
 
 
 def _seconds(name: str, text: str) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +20,16 @@ if TYPE_CHECKING:
     from postroom.app import App
     from postroom.gateway import Gateway
 
+logger = logging.getLogger("postroom.gateway")
+
 GRACE = 10
 """Seconds that requests under way have after SIGTERM."""
 
 
 def serve(app: App, *, host: str = "127.0.0.1", port: int = 8000, token: str | None = None) -> None:
-    """Serve the gateway until SIGTERM or SIGINT.
+    """Serve the gateway until SIGTERM or SIGINT, and close the app.
 
+    ``port``: 0 takes a free one. Requests under way have 10 s after the signal; who waits is answered at once.
     Raises ``ConfigurationError`` if ``host`` is reachable from other machines and there is no token.
     """
     from postroom.gateway import Gateway
@@ -37,7 +42,10 @@ def serve(app: App, *, host: str = "127.0.0.1", port: int = 8000, token: str | N
     app.connect()
     # uvicorn makes the socket itself: of one made without IPPROTO_TCP asyncio would leave TCP_NODELAY off, and
     # answers would wait 40 ms for an acknowledgement.
-    _Server(gateway, host, port).run()
+    try:
+        _Server(gateway, host, port).run()
+    finally:
+        app.close()
 
 
 class _Server(uvicorn.Server):
@@ -49,6 +57,7 @@ class _Server(uvicorn.Server):
                 gateway,
                 host=host,
                 port=port,
+                log_config=None,
                 log_level="warning",
                 access_log=False,
                 server_header=False,
@@ -58,6 +67,13 @@ class _Server(uvicorn.Server):
             )
         )
         self._gateway = gateway
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers:
+            for listener in server.sockets:
+                address, port = listener.getsockname()[:2]
+                logger.info("listening on http://%s:%d", f"[{address}]" if ":" in address else address, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._gateway.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from starlette.responses import Response
 from postroom.errors import PostroomError
 from postroom.gateway import forms, requests
 from postroom.gateway.answers import accept, accept_batch, split
+from postroom.gateway.cloudevents import plain_headers
 from postroom.gateway.problems import Problem, problem_of
 from postroom.gateway.site import Site, find
 from postroom.message import Message, new_id
@@ -26,31 +28,27 @@ class Tasks:
 
     async def enqueue(self, request: Request) -> Response:
         """``POST /v1/tasks/{task}``: the arguments as a JSON object, or a form where the task takes files."""
-        task, options = self._task(request), _options(request)
+        task = self._task(request)
+        options = requests.options(request, plain_headers(request))
         patience = requests.wait(request)
         if requests.media_type(request) == forms.MEDIA_TYPE:
-            async with forms.received(request, task.handler, self._site) as (message_id, body):
-                message = self._message(task, options, message_id, body)
-                return await accept(self._site, request, message, patience, queue=task.queue)
-        requests.require_json(request, *([forms.MEDIA_TYPE] if task.handler.uploads else []))
-        body = await requests.body(request, self._site.app.max_message_size) or b"{}"
-        message = self._checked(task, options, body)
+            message_id, body = await forms.receive(request, task.handler, self._site)
+            message = self._message(task, options, message_id, body)
+        else:
+            requests.require_json(request, *([forms.MEDIA_TYPE] if task.handler.uploads else []))
+            body = await requests.body(request, self._site.app.max_message_size)
+            message = self._checked(task, options, body or b"{}")
         return await accept(self._site, request, message, patience, queue=task.queue)
 
     async def enqueue_many(self, request: Request) -> Response:
         """``POST /v1/tasks/{task}/batch``: a JSON array of arguments."""
-        task, options = self._task(request), _options(request)
-        if options.idempotency_key is not None:
-            raise Problem(
-                400,
-                "Idempotency-Key is for one message; send those of a batch one by one",
-                at={"header": "Idempotency-Key"},
-            )
+        task = self._task(request)
+        options = requests.options(request, plain_headers(request))
         requests.require_json(request)
         items: list[Message | Problem] = []
-        for item in await split(self._site, request):
+        for position, body in enumerate(await split(self._site, request)):
             try:
-                items.append(self._checked(task, options, item))
+                items.append(self._checked(task, _of_item(options, position), body))
             except (PostroomError, Problem) as error:
                 items.append(problem_of(error))
         return await accept_batch(self._site, request, items)
@@ -74,5 +72,8 @@ class Tasks:
         return Message(id=message_id, topic=task.queue, name=task.name, body=body, **fields)
 
 
-def _options(request: Request) -> PublishOptions:
-    return requests.options(request, {**requests.message_headers(request), **requests.trace(request)})
+def _of_item(options: PublishOptions, position: int) -> PublishOptions:
+    """A batch that is sent again finds its jobs: its key counts for each item by the item's place."""
+    if options.idempotency_key is None:
+        return options
+    return replace(options, idempotency_key=f"{options.idempotency_key}#{position}")

@@ -57,8 +57,8 @@ class Topics:
 
     def _plain(self, request: Request, topic: Topic[Any], body: bytes) -> Message:
         topic.check(body)
-        headers = {**requests.message_headers(request), **requests.trace(request)}
-        fields = self._site.app.outlet.fields(requests.options(request, headers), None)
+        options = requests.options(request, cloudevents.plain_headers(request))
+        fields = self._site.app.outlet.fields(options, None)
         return Message(id=new_id(), topic=topic.name, name=topic.name, body=body, **fields)
 
     def _event(self, request: Request, topic: Topic[Any] | None, event: CloudEvent) -> Message:
