@@ -1,0 +1,46 @@
+"""The client's errors in the words of the contract."""
+
+from __future__ import annotations
+
+from confluent_kafka import KafkaError, KafkaException
+
+from postroom.errors import BrokerError, BrokerUnavailable, ConfigurationError, MessageTooLarge
+
+GONE = {
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.FENCED_INSTANCE_ID,
+    KafkaError._ASSIGNMENT_LOST,
+}
+"""What a group says to a member that it has given up."""
+
+_REFUSED = {
+    KafkaError._AUTHENTICATION,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.TOPIC_EXCEPTION,
+    KafkaError.INVALID_REPLICATION_FACTOR,
+    KafkaError.INVALID_PARTITIONS,
+    KafkaError.INVALID_CONFIG,
+    KafkaError.POLICY_VIOLATION,
+}
+
+
+def error_of(exception: KafkaException) -> KafkaError:
+    found: KafkaError = exception.args[0]
+    return found
+
+
+def translated(what: str, error: KafkaError) -> BrokerError | ConfigurationError:
+    """What to raise, with the client's error as its cause."""
+    made: BrokerError | ConfigurationError
+    if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+        made = MessageTooLarge(f"{what}: too large for the topic; raise its max.message.bytes: {error.str()}")
+    elif error.code() in _REFUSED:
+        made = ConfigurationError(f"{what}: Kafka refuses: {error.str()}")
+    else:
+        made = BrokerUnavailable(f"{what}: {error.str()}; it may succeed later")
+    made.__cause__ = KafkaException(error)
+    return made

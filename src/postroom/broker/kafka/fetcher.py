@@ -1,0 +1,112 @@
+"""Messages as they come: one thread that waits for them, outside of any group."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+
+from postroom.broker.kafka.options import Options
+from postroom.broker.kafka.reader import Place
+
+_TURN = 0.05
+"""Seconds after which a wait for messages is interrupted to see whether others are wanted."""
+
+
+class Fetcher:
+    """Told which partitions to read from where. Constructed on the event loop."""
+
+    def __init__(
+        self, options: Options, arrived: Callable[[int, list[Any]], None], failed: Callable[[KafkaError], None]
+    ) -> None:
+        """``arrived(epoch, records)`` is called on the event loop, ``failed`` on any thread."""
+        self._loop = asyncio.get_running_loop()
+        self._arrived = arrived
+        self._failed = failed
+        self._epoch = 0
+        self._wish: tuple[int, list[TopicPartition]] | None = None
+        self._pauses: dict[Place, bool] = {}
+        self._stop = threading.Event()
+        self._consumer = Consumer(
+            options.client
+            | {
+                "group.id": f"{options.names.namespace}-fetcher",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "earliest",
+                "fetch.wait.max.ms": 500,
+                "fetch.queue.backoff.ms": 10,
+                "queued.min.messages": 2000,
+                "queued.max.messages.kbytes": 16_384,
+                "socket.timeout.ms": int(options.timeout * 1000),
+                "reconnect.backoff.max.ms": 1000,
+                "error_cb": failed,
+                "log_level": 2,
+            }
+        )
+        self._thread = threading.Thread(target=self._run, name="postroom-kafka-fetcher", daemon=True)
+        self._thread.start()
+
+    def read(self, starts: Mapping[Place, int | None]) -> int:
+        """Read these partitions and no others, each from its offset (``None``: from the beginning).
+
+        Returns the epoch: what comes with another was fetched for an earlier wish.
+        """
+        self._epoch += 1
+        self._pauses.clear()
+        self._wish = (
+            self._epoch,
+            [TopicPartition(*place, OFFSET_BEGINNING if at is None else at) for place, at in starts.items()],
+        )
+        return self._epoch
+
+    def pause(self, place: Place, paused: bool) -> None:
+        """Read no more of a partition, for a while."""
+        self._pauses[place] = paused
+
+    async def close(self) -> None:
+        self._stop.set()
+        await self._loop.run_in_executor(None, self._thread.join)
+
+    def _run(self) -> None:
+        epoch = 0
+        while not self._stop.is_set():
+            try:
+                wish, self._wish = self._wish, None
+                if wish is not None:
+                    epoch, places = wish
+                    self._consumer.assign(places)
+                while self._pauses and self._wish is None:
+                    place, paused = self._pauses.popitem()
+                    (self._consumer.pause if paused else self._consumer.resume)([TopicPartition(*place)])
+                first = self._consumer.poll(_TURN)
+                if first is not None:
+                    self._hand_over(epoch, [first, *self._consumer.consume(499, 0)])
+            except KafkaException as error:
+                self._failed(error.args[0])
+                self._stop.wait(0.1)
+        self._consumer.close()
+
+    def _hand_over(self, epoch: int, messages: list[Any]) -> None:
+        records = []
+        for message in messages:
+            error = message.error()
+            if error is None:
+                records.append(message)
+            else:
+                self._failed(error)
+        if not records:
+            return
+        taken = threading.Event()
+
+        def take() -> None:
+            taken.set()
+            self._arrived(epoch, records)
+
+        self._loop.call_soon_threadsafe(take)
+        # One batch at a time, so that a slow loop is not buried.
+        while not taken.wait(_TURN) and not self._stop.is_set():
+            pass

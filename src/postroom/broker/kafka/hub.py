@@ -1,0 +1,472 @@
+"""One subscription in one process: all its consumers share one place in the group, and what that place gives them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from postroom.broker.kafka import wire
+from postroom.broker.kafka.backlog import Backlog, Claim, Item, Part
+from postroom.broker.kafka.faults import GONE, error_of, translated
+from postroom.broker.kafka.fetcher import Fetcher
+from postroom.broker.kafka.ledger import ROOMY, Ledger
+from postroom.broker.kafka.letters import Letters
+from postroom.broker.kafka.member import Member
+from postroom.broker.kafka.options import Options
+from postroom.broker.kafka.reader import Place
+from postroom.broker.kafka.sender import Sender
+from postroom.broker.kafka.topology import Entry, Topology
+from postroom.broker.kafka.wire import Envelope, Record
+from postroom.clock import Clock
+from postroom.errors import BrokerUnavailable
+
+logger = logging.getLogger("postroom.broker")
+
+MOST_HELD = 10_000
+"""Messages of one partition that are held in memory; beyond it, it is not read on."""
+_SOON = 2.0
+"""Seconds: what is due sooner waits where it is; what is due later is moved out of the way of the others."""
+_IDLE_COMMIT = 0.5
+"""Seconds after which what was skipped is committed though nobody waits for it."""
+_PASSING = {
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError._WAIT_COORD,
+}
+
+
+class Hub:
+    """Made by the first consumer of a subscription, closed with the last. Lives on the event loop."""
+
+    def __init__(
+        self, options: Options, sender: Sender, topology: Topology, letters: Letters, clock: Clock, entry: Entry
+    ) -> None:
+        self.name = entry.asked.name
+        self.lease = 0.0
+        self.removed = False
+        """Somebody has deleted the subscription."""
+        self.entry = entry
+        self._options = options
+        self._sender = sender
+        self._topology = topology
+        self._letters = letters
+        self._clock = clock
+        self._later = options.names.later(self.name)
+        self._tag = os.urandom(6).hex()
+        self._parts: dict[Place, Part] = {}
+        self._backlog = Backlog(entry.asked.ordered)
+        self._claims: set[Claim] = set()
+        self._waiters: set[asyncio.Event] = set()
+        self._loop = asyncio.get_running_loop()
+        self._member: Member | None = None
+        self._fetcher: Fetcher | None = None
+        self._epoch = 0
+        self._next_commit: asyncio.Future[None] | None = None
+        self._committing: asyncio.Task[None] | None = None
+        self._committed_at = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ticker: asyncio.TimerHandle | None = None
+        self._stable = asyncio.Event()
+        self._attended = self._loop.time()
+        self._spread = itertools.count()
+
+    # Lifecycle
+
+    def open(self, lease: float) -> None:
+        """One more consumer."""
+        self.lease = max(self.lease, lease)
+        if self._member is None:
+            self._member = Member(self._options, self._options.names.group(self.name), self, max(5.0, self.lease))
+            self._fetcher = Fetcher(self._options, self.arrived, self._member.failed)
+            self._tick()
+        self.attend()
+
+    async def joined(self) -> None:
+        """Wait until the group has given this process its share."""
+        await self._stable.wait()
+
+    async def close(self) -> None:
+        """Release everything and leave the group."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._member is not None:
+            await self._member.close()
+            self._member = None
+        if self._fetcher is not None:
+            fetcher, self._fetcher = self._fetcher, None
+            await fetcher.close()
+        self.lost()
+
+    def attend(self) -> None:
+        """Somebody asks for messages: be a member, if we are not."""
+        self._attended = self._loop.time()
+        if self._member is not None:
+            self._member.alive()
+            self._member.follow([*self._topology.heard_by(self.entry), self._later])
+
+    def update(self, entry: Entry | None) -> None:
+        """The topology has changed."""
+        if entry is None:
+            self.removed = True
+        elif entry != self.entry:
+            if entry.asked.ordered != self.entry.asked.ordered:
+                self._backlog = Backlog(entry.asked.ordered)
+                self._let_go()
+            self.entry = entry
+            for part in self._parts.values():
+                for item in list(part.items.values()):
+                    if item.state == "waiting" and entry.is_purged((part.topic, part.number), item.offset):
+                        self.finish(item)
+        if not self.removed and self._member is not None and self._attended > self._loop.time() - self.lease:
+            self._member.follow([*self._topology.heard_by(self.entry), self._later])
+        self._wake()
+
+    @property
+    def trouble(self) -> KafkaError | None:
+        return None if self._member is None else self._member.trouble
+
+    # What the group says
+
+    async def assigned(self, committed: list[tuple[Place, int | None, str | None]]) -> None:
+        """See ``Listener``."""
+        if self.entry.asked.ordered:
+            await self._letters.refresh()
+        former, self._parts = self._parts, {}
+        for place, offset, text in committed:
+            part = former.pop(place, None)
+            if part is None or part.committed != (None if offset is None else (offset, text or "")):
+                if part is not None:
+                    self._drop(part)
+                start = self.entry.start(place, offset)
+                part = Part(*place, Ledger.read(start, text if start == offset else None))
+                part.ledger.take_over()
+                part.dirty = bool(part.ledger.deaths)
+            elif part.ledger.out:
+                part.dirty = True
+            part.moving = part.paused = False
+            self._parts[place] = part
+        for part in former.values():
+            self._drop(part)
+        self._stable.set()
+        self.flush_soon()
+        self._wake()
+        self._read_on()
+
+    async def revoked(self) -> list[TopicPartition]:
+        """See ``Listener``. What runs here may go on here: it is only released for the case that it may not."""
+        self._stable.clear()
+        for part in self._parts.values():
+            part.moving = True
+        self._epoch = 0
+        return [
+            self._place_of(part, released=True)
+            for part in self._parts.values()
+            if part.ledger.prefix is not None and (part.dirty or part.ledger.out)
+        ]
+
+    def lost(self) -> None:
+        """See ``Listener``."""
+        self._stable.clear()
+        for part in self._parts.values():
+            self._drop(part)
+        self._parts.clear()
+        self._read_on()
+        self._wake()
+
+    def _read_on(self) -> None:
+        if self._fetcher is not None:
+            self._epoch = self._fetcher.read({place: part.ledger.next for place, part in self._parts.items()})
+
+    def arrived(self, epoch: int, records: list[Any]) -> None:
+        """On the event loop. What was fetched before the last change of partitions comes again."""
+        if epoch != self._epoch:
+            return
+        now, moved = self._clock.now(), []
+        for record in records:
+            place = (record.topic(), record.partition())
+            part = self._parts.get(place)
+            if part is None or not part.ledger.see(record.offset()):
+                continue
+            item = self._item(part, record, place)
+            if item is None:
+                part.dirty = True
+                part.ledger.complete(record.offset())
+                continue
+            self._backlog.add(item, now)
+            if place[0] != self._later and item.due > now + _SOON and not self.entry.asked.ordered:
+                moved.append(item)
+            if len(part.items) >= MOST_HELD and not part.paused and self._fetcher is not None:
+                part.paused = True
+                self._fetcher.pause(place, True)
+        if moved:
+            self._start(self._move(moved))
+        self._wake()
+
+    def _item(self, part: Part, record: Any, place: Place) -> Item | None:
+        """``None``: nobody here wants it."""
+        offset = record.offset()
+        envelope = wire.read(record, self._options.names.topic_of(place[0]))
+        if self.entry.is_purged(place, offset):
+            return None
+        if place[0] != self._later:
+            addressed = envelope.to
+            if (
+                addressed != self.name
+                if addressed is not None
+                else not self.entry.wants(envelope.message, place, offset)
+            ):
+                return None
+        if self.entry.asked.ordered:
+            envelope = self._letters.trial(place, offset) or envelope
+        return Item(part, offset, envelope)
+
+    # Out and back
+
+    def claim(self, consumer: object, held: Iterable[Claim], most: int, lease: float) -> list[Claim]:
+        """Hand out what can be done now; note it with ``noted`` before it is given to anybody."""
+        suspects = 0 if any(claim.suspect and claim.alive for claim in held) else 1
+        now = self._clock.now()
+        claims: list[Claim] = []
+        while taken := list(self._backlog.take(most - len(claims), suspects, now)):
+            for item in taken:
+                message = item.envelope.message
+                if message.expires_at is not None and message.expires_at <= now and not item.envelope.redriven:
+                    self.finish(item)
+                    continue
+                claim = item.claim = Claim(item, consumer, self._loop.time() + lease)
+                suspects -= claim.suspect
+                item.part.ledger.hand_out(item.offset)
+                item.part.dirty = True
+                claims.append(claim)
+        self._claims.update(claims)
+        return claims
+
+    def give_back(self, claims: Iterable[Claim], *, ahead: bool = True) -> None:
+        """Uncounted, to be handed out again."""
+        for claim in claims:
+            self._claims.discard(claim)
+            if claim.alive:
+                claim.item.part.ledger.give_back(claim.item.offset)
+                claim.item.part.dirty = True
+                self._backlog.give_back(claim.item, self._clock.now(), ahead=ahead)
+        self._wake()
+
+    def note_start(self, claims: Iterable[Claim]) -> None:
+        for claim in claims:
+            claim.started = True
+            if claim.alive:
+                claim.item.part.ledger.out[claim.item.offset] = True
+                claim.item.part.dirty = True
+        self.flush_soon()
+
+    def retry_in_place(self, item: Item, envelope: Envelope, due: float) -> None:
+        """In an ordered subscription what is tried again keeps its place; its history is kept already."""
+        ledger = item.part.ledger
+        ledger.give_back(item.offset)
+        ledger.deaths.pop(item.offset, None)
+        item.part.dirty = True
+        item.envelope, item.due = envelope, due
+
+    def finish(self, item: Item) -> None:
+        """It is done for good, once that is committed."""
+        item.part.ledger.complete(item.offset)
+        item.part.dirty = True
+        self.remove(item)
+
+    def remove(self, item: Item) -> None:
+        """Forget what is done."""
+        if item.claim is not None:
+            self._claims.discard(item.claim)
+        self._backlog.remove(item, self._clock.now())
+        part = item.part
+        if part.paused and len(part.items) < MOST_HELD // 2 and self._fetcher is not None:
+            part.paused = False
+            self._fetcher.pause((part.topic, part.number), False)
+        self._wake()
+
+    def copy_to_later(self, envelope: Envelope) -> Record:
+        """The record of a copy that only this subscription gets."""
+        partitions = self._topology.partitions.get(self._later, 1)
+        keyed = envelope.message.key is not None
+        return wire.envelope_record(envelope, self._later, None, -1 if keyed else next(self._spread) % partitions)
+
+    # Waiting
+
+    def watch(self, event: asyncio.Event) -> None:
+        self._waiters.add(event)
+
+    def unwatch(self, event: asyncio.Event) -> None:
+        self._waiters.discard(event)
+
+    def next_due(self) -> float | None:
+        return self._backlog.next_due()
+
+    def _wake(self) -> None:
+        for event in self._waiters:
+            event.set()
+
+    # Commits: one at a time, each for all who waited for the one before
+
+    async def flush(self, *, check: bool = False) -> None:
+        """All that was noted until now is durable on return. ``check``: and the group has not given us up.
+
+        Raises ``BrokerUnavailable``. What was lost meanwhile is no longer ``alive``.
+        """
+        if check and self._loop.time() - self._committed_at > self._options.session / 4:
+            for part in self._parts.values():
+                part.dirty = True
+        await asyncio.shield(self._commit_soon())
+
+    def flush_soon(self) -> None:
+        """The same, without waiting."""
+        self._commit_soon()
+
+    def _commit_soon(self) -> asyncio.Future[None]:
+        if self._next_commit is None:
+            self._next_commit = self._loop.create_future()
+            if self._committing is None or self._committing.done():
+                self._committing = self._loop.create_task(self._commit_all())
+        return self._next_commit
+
+    async def _commit_all(self) -> None:
+        while self._next_commit is not None:
+            await asyncio.sleep(0)  # Whoever else settles in this turn of the loop shares this commit.
+            waiting, self._next_commit = self._next_commit, None
+            try:
+                await self._commit()
+                waiting.set_result(None)
+            except BrokerUnavailable as error:
+                waiting.set_exception(error)
+                waiting.exception()  # Perhaps nobody waits for it.
+
+    async def _commit(self) -> None:
+        deadline = self._loop.time() + self._options.session + self._options.timeout
+        while True:
+            while any(part.dirty and part.moving for part in self._parts.values()):
+                if self._loop.time() > deadline:
+                    raise BrokerUnavailable(f"{self.name}: the consumer group does not come to rest; try again later")
+                await asyncio.sleep(0.02)
+            parts = [part for part in self._parts.values() if part.dirty and part.ledger.prefix is not None]
+            if not parts or self._member is None:
+                return
+            places = [self._place_of(part) for part in parts]
+            for part in parts:
+                part.dirty = False
+            try:
+                await self._member.commit(places)
+                self._committed_at = self._loop.time()
+                return
+            except KafkaException as error:
+                for part in parts:
+                    part.dirty = True
+                code = error_of(error).code()
+                gone = [part for part in parts if part.alive and not part.moving] if code in GONE else []
+                for part in gone:
+                    self._drop(part)
+                    self._parts.pop((part.topic, part.number), None)
+                # A rebalance that has begun meanwhile decides itself who has what.
+                if code not in GONE | _PASSING or self._loop.time() > deadline:
+                    raise translated(f"{self.name}: cannot commit", error_of(error)) from error
+            await asyncio.sleep(0.05)
+
+    def _place_of(self, part: Part, *, released: bool = False) -> TopicPartition:
+        assert part.ledger.prefix is not None
+        part.committed = (part.ledger.prefix, part.ledger.text(self._tag, released=released))
+        return TopicPartition(part.topic, part.number, *part.committed)
+
+    # Time
+
+    def _tick(self) -> None:
+        if self._member is None:
+            return
+        self._member.alive()
+        self._ticker = self._loop.call_later(min(0.25, self.lease / 20), self._tick)
+        self._expire()
+        if self._committed_at < self._loop.time() - _IDLE_COMMIT and any(
+            part.dirty and not part.moving for part in self._parts.values()
+        ):
+            self.flush_soon()
+        if not self.entry.asked.ordered:
+            for part in list(self._parts.values()):
+                if part.ledger.ranges > ROOMY:
+                    self._make_room(part)
+
+    def _expire(self) -> None:
+        """Who did not extend is frozen: others get what it held."""
+        now = self._loop.time()
+        over = [claim for claim in self._claims if claim.until < now and claim.outcome is None]
+        for claim in over:
+            self._claims.discard(claim)
+            if claim.alive:
+                item = claim.item
+                item.part.ledger.died(item.offset, started=claim.started)
+                item.part.dirty = True
+                self._backlog.give_back(item, self._clock.now(), ahead=True)
+        if over:
+            self.flush_soon()
+            self._wake()
+            if self._attended < now - self.lease and not self._waiters:
+                # Nobody here asks for them.
+                self._let_go()
+
+    def _let_go(self) -> None:
+        if self._member is not None:
+            self._member.follow([])
+            self._stable.clear()
+
+    def _make_room(self, part: Part) -> None:
+        """Move what waits between done ones to the end of the line, so that what is done can be said briefly."""
+        soonest, last = self._clock.now() + _SOON, part.ledger.last_done
+        items = [
+            item
+            for item in part.items.values()
+            if item.state == "waiting" and item.offset < last and item.due > soonest
+        ]
+        if items:
+            self._start(self._move(items))
+
+    async def _move(self, items: list[Item]) -> None:
+        """Into the subscription's own topic: the copy is confirmed before the original is done."""
+        copies = []
+        for item in items:
+            item.state = "out"
+            copies.append(self.copy_to_later(self.envelope_of(item, due=item.due)))
+        errors = await self._sender.send(copies)
+        for item, error in zip(items, errors, strict=True):
+            if error is None:
+                self.finish(item)
+            elif item.part.alive:
+                self._backlog.give_back(item, self._clock.now(), ahead=False)
+        self.flush_soon()
+
+    def envelope_of(self, item: Item, **changes: Any) -> Envelope:
+        """What a copy says of an item: with the deaths of its holders in its history."""
+        told = item.envelope
+        if item.deaths:
+            failures = told.failures()
+            failures += [wire.worker_lost(told.attempt + number, self._clock.now()) for number in range(item.deaths)]
+            changes = {"history": wire.history(failures), "attempt": item.attempt} | changes
+        return wire.changed(told, {"suspect": item.suspect} | changes)
+
+    def _drop(self, part: Part) -> None:
+        """It is somebody else's now: what was handed out of it is lost."""
+        for item in list(part.items.values()):
+            if item.claim is not None:
+                self._claims.discard(item.claim)
+            self._backlog.remove(item, self._clock.now())
+        part.alive = False
+
+    def _start(self, coroutine: Any) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

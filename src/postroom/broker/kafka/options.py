@@ -1,0 +1,131 @@
+"""From a URL to the settings of the client, and the names things have on the server."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import msgspec
+
+from postroom.errors import ConfigurationError
+
+_SECURITY = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
+_PATHS = {"ca": "ssl.ca.location", "certificate": "ssl.certificate.location", "key": "ssl.key.location"}
+
+
+class Names(msgspec.Struct, frozen=True):
+    """Names on the server. A namespace has no dash, so that none of them can be taken for another."""
+
+    namespace: str = "postroom"
+
+    @property
+    def topology(self) -> str:
+        return f"{self.namespace}-topology"
+
+    def topic(self, name: str) -> str:
+        return f"{self.namespace}.{name}"
+
+    def topic_of(self, kafka_topic: str) -> str:
+        return kafka_topic.removeprefix(f"{self.namespace}.")
+
+    def later(self, subscription: str) -> str:
+        """The topic of what this subscription tries again, or later."""
+        return f"{self.namespace}-later.{subscription}"
+
+    def dead(self, subscription: str) -> str:
+        return f"{self.namespace}-dead.{subscription}"
+
+    def group(self, subscription: str) -> str:
+        return f"{self.namespace}.{subscription}"
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What the URL says."""
+
+    client: dict[str, Any]
+    """Settings of the client library that say where and who."""
+    names: Names = Names()
+    partitions: int = 8
+    """Partitions of a new topic: the most processes that can share a subscription."""
+    replication: int = -1
+    """Copies of each partition; -1: the default of the server."""
+    min_isr: int | None = None
+    """Copies that must have a message before it is confirmed; ``None``: the default of the server."""
+    retention: float | None = None
+    """Seconds after which Kafka itself may delete a record, settled or not; ``None``: never."""
+    session: float = 6.0
+    """Seconds after which a silent process loses its partitions."""
+    timeout: float = 10.0
+    """Seconds for one request."""
+
+
+def parse(url: str) -> Options:
+    """Raises ``ConfigurationError`` that names the option."""
+    split = urlsplit(url)
+    if split.scheme not in ("kafka", "kafka+ssl") or not split.netloc:
+        raise ConfigurationError("a Kafka URL is kafka://host:9092, or kafka+ssl://user:password@host1,host2")
+    if split.path.strip("/") or split.fragment:
+        raise ConfigurationError("a Kafka URL has no path; say ?namespace= to share a server")
+    who, _, where = split.netloc.rpartition("@")
+    query = dict(parse_qsl(split.query, keep_blank_values=True))
+    servers = ",".join(host if re.search(r":\d+$", host) else f"{host}:9092" for host in where.split(","))
+    client: dict[str, Any] = {"bootstrap.servers": servers}
+    client.update(_security(query, who, "ssl" if split.scheme == "kafka+ssl" else "plaintext"))
+    options = Options(
+        client=client,
+        names=Names(_namespace(query.pop("namespace", "postroom"))),
+        partitions=int(_number(query, "partitions", 8, 1)),
+        replication=int(_number(query, "replication", -1, 1)),
+        min_isr=int(_number(query, "min_isr", 0, 1)) or None,
+        retention=_number(query, "retention", 0, 1) or None,
+        session=_number(query, "session", 6.0, 1),
+        timeout=_number(query, "timeout", 10.0, 1),
+    )
+    for unknown in query:
+        known = [*_PATHS, "mechanism", "security", *Options.__struct_fields__[1:], "namespace"]
+        near = get_close_matches(unknown, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(set(known) - {'names'}))}"
+        raise ConfigurationError(f"Kafka URL: no option is named {unknown!r}; {hint}")
+    return options
+
+
+def _security(query: dict[str, str], who: str, default: str) -> dict[str, Any]:
+    if who and "sasl" not in default:
+        default = f"sasl_{default}"
+    protocol = query.pop("security", default)
+    if protocol not in _SECURITY:
+        raise ConfigurationError(f"Kafka URL: security={protocol!r}; one of {', '.join(_SECURITY)}")
+    client: dict[str, Any] = {"security.protocol": protocol}
+    for option, setting in _PATHS.items():
+        if option in query:
+            client[setting] = query.pop(option)
+    mechanism = query.pop("mechanism", "SCRAM-SHA-512")
+    if protocol.startswith("sasl"):
+        user, _, password = who.partition(":")
+        if not user:
+            raise ConfigurationError(f"Kafka URL: security={protocol} needs user:password@ before the host")
+        client |= {"sasl.mechanism": mechanism, "sasl.username": unquote(user), "sasl.password": unquote(password)}
+    elif who:
+        raise ConfigurationError(f"Kafka URL: security={protocol} takes no user and password; use sasl_{protocol}")
+    return client
+
+
+def _namespace(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", value):
+        raise ConfigurationError(f"Kafka URL: namespace={value!r}; 1 to 40 letters, digits and underscores")
+    return value
+
+
+def _number(query: dict[str, str], name: str, default: float, least: float) -> float:
+    text = query.pop(name, None)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = least - 1
+    if not least <= value < 1e12:
+        raise ConfigurationError(f"Kafka URL: {name}={text!r}; a number, at least {least:g}")
+    return value

@@ -1,0 +1,132 @@
+"""Sending records: an idempotent producer with ``acks=all``, and the one thread that hears of its confirmations."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from postroom.broker.kafka.faults import error_of, translated
+from postroom.broker.kafka.options import Options
+from postroom.broker.kafka.wire import MAX_RECORD, Record
+from postroom.errors import BrokerUnavailable
+
+_BURST = 5_000
+
+
+class _Batch:
+    """Counts the confirmations of one ``send``."""
+
+    def __init__(self, size: int) -> None:
+        self.errors: list[KafkaError | None] = [None] * size
+        self._left = size
+        self._loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self._loop.create_future()
+
+    def confirm(self, number: int, error: KafkaError | None, record: Any) -> None:
+        """On the producer's thread."""
+        if error is not None:
+            self.errors[number] = error
+        self._left -= 1
+        if not self._left:
+            self._loop.call_soon_threadsafe(self._finish)
+
+    def _finish(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class Sender:
+    """Made on the event loop; connects at first use. A producer that failed for good is replaced."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._producer: Producer | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+
+    async def send(self, records: Sequence[Record]) -> list[KafkaError | None]:
+        """Returns, in order, ``None`` for each that every replica in sync has, else why it is not known to be."""
+        if not records:
+            return []
+        producer = self._started()
+        batch = _Batch(len(records))
+        for number, record in enumerate(records):
+            confirm = partial(batch.confirm, number)
+            try:
+                self._produce(producer, record, confirm)
+            except BufferError:
+                await self._produce_with_room(producer, record, confirm)
+            except KafkaException as error:
+                confirm(error_of(error), None)
+            if number % _BURST == _BURST - 1:
+                await asyncio.sleep(0)
+        await batch.done
+        if any(error is not None and error.fatal() for error in batch.errors):
+            self._retire(producer)
+        return batch.errors
+
+    async def deliver(self, what: str, records: Sequence[Record]) -> None:
+        """All of them, or an error: ``BrokerUnavailable`` if it is not known of each that it is there."""
+        for error in await self.send(records):
+            if error is not None:
+                raise translated(what, error)
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        if self._producer is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._producer.flush, self._options.timeout)
+            self._retire(self._producer)
+
+    def _produce(self, producer: Producer, record: Record, confirm: Any) -> None:
+        producer.produce(
+            record.topic, record.value, record.key, record.partition, on_delivery=confirm, headers=record.headers
+        )
+
+    async def _produce_with_room(self, producer: Producer, record: Record, confirm: Any) -> None:
+        deadline = asyncio.get_running_loop().time() + self._options.timeout
+        while True:
+            await asyncio.sleep(0.005)
+            try:
+                return self._produce(producer, record, confirm)
+            except BufferError as error:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise BrokerUnavailable("Kafka takes no more: too much is unconfirmed; try again later") from error
+
+    def _started(self) -> Producer:
+        if self._producer is None:
+            self._producer = Producer(
+                self._options.client
+                | {
+                    "enable.idempotence": True,
+                    "acks": "all",
+                    "linger.ms": 0,
+                    "partitioner": "murmur2_random",
+                    "message.max.bytes": MAX_RECORD,
+                    "delivery.timeout.ms": int(self._options.timeout * 1000),
+                    "request.timeout.ms": int(self._options.timeout * 500),
+                    "reconnect.backoff.max.ms": 1000,
+                    "queue.buffering.max.messages": 500_000,
+                    "log_level": 2,
+                }
+            )
+            self._stop = threading.Event()
+            self._thread = threading.Thread(
+                target=_listen, args=(self._producer, self._stop), name="postroom-kafka-producer", daemon=True
+            )
+            self._thread.start()
+        return self._producer
+
+    def _retire(self, producer: Producer) -> None:
+        if self._producer is producer:
+            self._stop.set()
+            self._producer = None
+
+
+def _listen(producer: Producer, stop: threading.Event) -> None:
+    while not stop.is_set():
+        producer.poll(0.2)
