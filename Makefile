@@ -13,7 +13,8 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not server'
+	$(BIN)/python -m pytest -m server --numprocesses 4 --dist loadfile
 
 # Private RabbitMQ, Kafka, Redis and SQS for development, until Ctrl-C.
 services: $(VENV)/.dev

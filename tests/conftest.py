@@ -12,9 +12,17 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from services.catalogue import NAMES
 
 from postroom import App
 from postroom.worker.process import Worker, WorkerOptions
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a server's adapter mostly wait, so they run side by side: the modules that bear a server's name."""
+    for item in items:
+        if any(name in item.path.stem.split("_") for name in NAMES):
+            item.add_marker(pytest.mark.server)
 
 
 @pytest.fixture(params=["memory", "sqlite"])
