@@ -127,7 +127,8 @@ def test_options_and_cancelling(served: App) -> None:
         ("/v1/topics/user.signup", {"json": [1]}, 422, "object"),
         ("/v1/dead-letters/nobody/redrive", {"json": {}}, 404, "nobody"),
         ("/v1/dead-letters/bad/redrive", {"json": {"id": 1}}, 422, "id"),
-        ("/v1/queues", {"json": {}}, 405, ""),
+        ("/v1/queues", {"json": {}}, 405, "GET"),
+        ("/v1/tasks/add/", {"json": {"a": 1}}, 404, "/openapi.json"),
     ],
 )
 def test_wrong_requests_are_answered_with_a_problem(

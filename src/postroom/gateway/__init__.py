@@ -59,7 +59,10 @@ class Gateway:
         app.check()
         self._site = Site(app, max_upload, max_batch)
         routes = _routes(self._site, secured=token is not None)
-        self._guarded = Guard(Starlette(routes=routes, exception_handlers=HANDLERS), token, public)
+        served = Starlette(routes=routes, exception_handlers=HANDLERS)
+        # A redirect would make clients believe that what they posted was taken.
+        served.router.redirect_slashes = False
+        self._guarded = Guard(served, token, public)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._guarded(scope, receive, send)

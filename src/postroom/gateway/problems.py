@@ -106,11 +106,20 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, HTTPException):
-        return Problem(error.status_code, error.detail, headers=error.headers)
+        return Problem(error.status_code, _detail(error), headers=error.headers)
     for kind, status, title in _STATUS:
         if isinstance(error, kind):
             return Problem(status, str(error) or title, title=title, at=_pointer(error))
     return Problem(500, "the server's log tells more")
+
+
+def _detail(error: HTTPException) -> str:
+    """Starlette's own words for what no route took say nothing."""
+    if error.status_code == 404:
+        return "there is nothing at this path; /openapi.json tells what there is"
+    if error.status_code == 405:
+        return f"this path takes {(error.headers or {}).get('Allow', 'other methods')}"
+    return error.detail
 
 
 async def on_error(request: Request, error: Exception) -> Response:

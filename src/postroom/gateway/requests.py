@@ -144,7 +144,7 @@ def _seconds(name: str, text: str) -> float:
         raise _bad(name, f"{text!r} is not a number of seconds", 400)
     value = float(text)
     if value < 0 or value == float("inf"):
-        raise _bad(name, f"{text!r}: seconds, at least 0")
+        raise _bad(name, f"{text!r}: a finite number of seconds, at least 0")
     return value
 
 
