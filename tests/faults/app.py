@@ -51,14 +51,14 @@ def block(pause: float, ctx: Context = INJECTED) -> str:
     return "done"
 
 
-@app.task(queue="mixed", retry=FAST)
+@app.task(queue="mixed", retry=FAST, lease=LEASE)
 async def healthy(ctx: Context = INJECTED) -> None:
     note("start", ctx)
     await asyncio.sleep(0.05)
     note("end", ctx)
 
 
-@app.task(queue="mixed", retry=FAST)
+@app.task(queue="mixed", retry=FAST, lease=LEASE)
 async def killer(ctx: Context = INJECTED) -> None:
     note("start", ctx)
     await asyncio.sleep(0.02)
