@@ -42,7 +42,6 @@ logger = logging.getLogger("postroom")
 
 DEFAULT_URL = "sqlite:///postroom.db"
 DEFAULT_QUEUE = "default"
-RETENTION = 86_400.0
 
 
 class App:
@@ -157,17 +156,17 @@ class App:
         return decorate if function is None else decorate(function)
 
     @overload
-    def topic(self, name: str, event_type: type[T], *, retention: Seconds = RETENTION) -> Topic[T]: ...
+    def topic(self, name: str, event_type: type[T], *, retention: Seconds | None = None) -> Topic[T]: ...
     @overload
-    def topic(self, name: str, *, retention: Seconds = RETENTION) -> Topic[Any]: ...
-    def topic(self, name: str, event_type: Any = Any, *, retention: Seconds = RETENTION) -> Topic[Any]:
+    def topic(self, name: str, *, retention: Seconds | None = None) -> Topic[Any]: ...
+    def topic(self, name: str, event_type: Any = Any, *, retention: Seconds | None = None) -> Topic[Any]:
         """Declare a topic whose events have ``event_type`` (default: any JSON value).
 
         ``retention``: how long published events are kept for subscriptions with ``start="earliest"`` and for
-        replay; 24 h by default, 0 keeps none. Raises ``ConfigurationError``.
+        replay; 0 keeps none, default 24 h where the broker keeps history at all. Raises ``ConfigurationError``.
         """
-        event = EventType(name, event_type, seconds(retention, "retention"))
-        self.topology.add_topic(name, event.retention)
+        event = EventType(name, event_type)
+        self.topology.add_topic(name, None if retention is None else seconds(retention, "retention"))
         self.thread.prepare_again()
         made: Topic[Any] = Topic(event, self.outlet, self.subscribe)
         self.topics[name] = made
@@ -336,8 +335,9 @@ class App:
                 "no store is set: this broker keeps no job status, no results and no idempotency keys, and jobs "
                 "cannot be cancelled; set App(store=…) or POSTROOM_STORE, as sqlite:///jobs.db, to have them"
             )
-        check_topology(broker.capabilities, self.topology.topics, self.topology.subscriptions)
-        await broker.declare(self.topology.topics, self.topology.subscriptions)
+        topics = self.topology.topics_on(broker.capabilities)
+        check_topology(broker.capabilities, topics, self.topology.subscriptions)
+        await broker.declare(topics, self.topology.subscriptions)
 
 
 class _TaskDecorator:

@@ -6,9 +6,12 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from postroom.broker.base import Subscription, Topic
+from postroom.broker.base import Capabilities, Subscription, Topic
 from postroom.errors import ConfigurationError
 from postroom.handler import EventHandler, Handler, TaskHandler
+
+RETENTION = 86_400.0
+"""Seconds for which a topic's events are kept unless the app says otherwise."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
 _PATTERN = re.compile(r"(?:[A-Za-z0-9_-]+|\*|#)(?:\.(?:[A-Za-z0-9_-]+|\*|#))*")
@@ -23,11 +26,17 @@ class Topology:
         self.events: dict[str, EventHandler] = {}
         """By subscription."""
         self._topics: dict[str, Topic] = {}
+        self._retained_by_default: set[str] = set()
         self._subscriptions: dict[str, Subscription] = {}
 
-    @property
-    def topics(self) -> list[Topic]:
-        return list(self._topics.values())
+    def topics_on(self, capabilities: Capabilities) -> list[Topic]:
+        """As they are to be declared: what nobody asked to be retained is not, where the broker retains nothing."""
+        if capabilities.retention:
+            return list(self._topics.values())
+        return [
+            Topic(name=topic.name, queue=topic.queue) if topic.name in self._retained_by_default else topic
+            for topic in self._topics.values()
+        ]
 
     @property
     def subscriptions(self) -> list[Subscription]:
@@ -50,12 +59,16 @@ class Topology:
         self._topics[queue] = Topic(name=queue, queue=True)
         self._subscriptions[queue] = Subscription(name=queue, pattern=queue, ordered=ordered, limit=self._queue_limit)
 
-    def add_topic(self, name: str, retention: float) -> None:
+    def add_topic(self, name: str, retention: float | None) -> None:
         """Raises ``ConfigurationError`` if the name is a queue's or was declared before."""
         if name in self._topics:
             kind = "queue" if self._topics[name].queue else "topic"
             raise ConfigurationError(f"topic {name!r}: there is a {kind} of that name already")
-        self._topics[check_name(name, "topic")] = Topic(name=name, retention=retention)
+        if retention is None:
+            self._retained_by_default.add(name)
+        self._topics[check_name(name, "topic")] = Topic(
+            name=name, retention=RETENTION if retention is None else retention
+        )
 
     def add_subscription(self, subscription: Subscription, handler: EventHandler) -> None:
         """Raises ``ConfigurationError`` if the name is taken or the pattern is malformed."""

@@ -73,7 +73,7 @@ def app_fits(app: App, capabilities: Capabilities) -> Iterator[Finding]:
         return
     title = "what the app asks for"
     try:
-        check_topology(capabilities, app.topology.topics, app.topology.subscriptions)
+        check_topology(capabilities, app.topology.topics_on(capabilities), app.topology.subscriptions)
     except UnsupportedOperation as error:
         remedy = f"see {error.capability} in the table of what each broker can do (docs/semantics.md)"
         yield Finding(level="error", title=title, detail=str(error), remedy=remedy)

@@ -85,12 +85,15 @@ def running(narrator: Narrator, *, workers: int, broker: str | None = None) -> I
     Raises ``DemoFailed``, with the ends of all logs, also for what fails while it is in use, and
     ``ConfigurationError`` for a broker that several processes cannot use.
     """
-    if broker is not None and not make_broker(broker).capabilities.shared:
+    capabilities = make_broker(broker or "sqlite:///demo.db").capabilities
+    if not capabilities.shared:
         raise ConfigurationError(f"{broker} lives within one process, and the demo runs several; use sqlite:///file.db")
     with tempfile.TemporaryDirectory(prefix="postroom-demo-") as name:
         root = Path(name).resolve()
         (root / "out").mkdir()
         environment = _environment(broker or f"sqlite:///{root}/postroom.db", root / "out")
+        if not capabilities.jobs:
+            environment["POSTROOM_STORE"] = f"sqlite:///{root}/jobs.db"
         with Processes(root, environment) as processes:
             try:
                 yield _started(narrator, processes, root, workers, environment["POSTROOM_BROKER"])

@@ -39,10 +39,10 @@ def serve(app: App, *, host: str = "127.0.0.1", port: int = 8000, token: str | N
             f"listening on {host} lets other machines in: set POSTROOM_TOKEN or --token-file, or listen on 127.0.0.1"
         )
     gateway = Gateway(app, token=token)
-    app.connect()
-    # uvicorn makes the socket itself: of one made without IPPROTO_TCP asyncio would leave TCP_NODELAY off, and
-    # answers would wait 40 ms for an acknowledgement.
     try:
+        app.connect()
+        # uvicorn makes the socket itself: of one made without IPPROTO_TCP asyncio would leave TCP_NODELAY off, and
+        # answers would wait 40 ms for an acknowledgement.
         _Server(gateway, host, port).run()
     finally:
         app.close()

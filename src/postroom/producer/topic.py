@@ -22,11 +22,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class EventType:
-    """What a topic carries, and for how long it is kept for late subscriptions."""
+    """What a topic carries."""
 
     topic: str
     type: Any
-    retention: float
 
 
 class Publishing(Generic[T]):
