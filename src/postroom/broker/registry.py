@@ -24,7 +24,9 @@ def make_broker(url: str, *, clock: Clock | None = None) -> Broker:
     try:
         broker_class = known[scheme].load()
     except ImportError as error:
-        hint = f"pip install 'postroom[{scheme}]'"
+        # Several schemes may lead to one of our adapters, whose package bears the name of its extra.
+        *ours, adapter = known[scheme].module.split(".")
+        hint = f"pip install 'postroom[{adapter if ours == ['postroom', 'broker'] else scheme}]'"
         raise ConfigurationError(f"{scheme}:// needs a package that is missing ({error}); {hint}") from error
     broker: Broker = broker_class(url, clock=clock)
     return broker
