@@ -1,0 +1,419 @@
+"""The consumer of a subscription without order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from postroom.broker.amqp import ladder, wire
+from postroom.broker.amqp.confirms import Answer
+from postroom.broker.amqp.subscriber import Subscriber
+from postroom.broker.amqp.wire import Copy
+from postroom.broker.base import Ack, Cancel, Consumer, Dead, Delivery, Outcome, Release, Retry
+from postroom.clock import Clock
+from postroom.errors import (
+    AlreadySettled,
+    BrokerClosed,
+    BrokerUnavailable,
+    ConfigurationError,
+    LeaseLost,
+    SettlementError,
+    SubscriptionNotFound,
+)
+from postroom.message import new_id
+
+logger = logging.getLogger("postroom.broker.amqp")
+
+_TEND = 0.05
+"""Seconds between two looks at leases and at what nobody takes."""
+_LINGER = 0.1
+"""Seconds without a ``receive`` after which all that was not taken is given back."""
+_SUSPECT_WAIT = 0.3
+"""Seconds a suspect waits here for its turn; then another consumer may have it."""
+
+
+class Office(Protocol):
+    """What a consumer needs of its broker."""
+
+    @property
+    def clock(self) -> Clock: ...
+
+    async def subscribe(
+        self, subscription: str, arrived: Callable[[int, Any, Any, bytes], object], lost: Callable[[], object]
+    ) -> Subscriber:
+        """A new subscriber, on a channel of its own."""
+        ...
+
+    def topic_of(self, exchange: str, routing_key: str) -> str:
+        """Where a message was published that came by this way."""
+        ...
+
+    async def put(self, subscription: str, copies: Sequence[tuple[Copy, float]]) -> list[Answer]:
+        """Store each copy in the subscription, to arrive after so many seconds."""
+        ...
+
+    async def bury(self, subscription: str, copies: Sequence[Copy]) -> list[Answer]:
+        """Store them among its dead letters."""
+        ...
+
+
+class Held:
+    """A message the server has handed over: in the buffer, under a lease, or settled."""
+
+    __slots__ = ("copy", "is_settled", "is_settling", "source", "started", "tag", "until")
+
+    def __init__(self, copy: Copy, source: Subscriber, tag: int, until: float) -> None:
+        self.copy = copy
+        self.source = source
+        self.tag = tag
+        self.until = until
+        """Loop time: while in the buffer when it came, then when its lease ends."""
+        self.started = False
+        self.is_settling = False
+        self.is_settled = False
+
+
+class AMQPConsumer(Consumer):
+    """See :class:`postroom.broker.base.Consumer`.
+
+    The server leases for as long as the connection lives. So the lease is a timer here: what is not extended in time
+    is given back. A process that is frozen as a whole does not answer heartbeats, and loses the connection.
+    """
+
+    def __init__(self, office: Office, name: str, lease: float, closed: Callable[[AMQPConsumer], None]) -> None:
+        self._office = office
+        self._name = name
+        self._lease = lease
+        self._on_close = closed
+        self._loop = asyncio.get_running_loop()
+        self._source: Subscriber | None = None
+        self._opening = asyncio.Lock()
+        self._buffer: deque[Held] = deque()
+        self._suspects: deque[Held] = deque()
+        self._leased: set[Held] = set()
+        self._receiving = 0
+        self._idle_since = 0.0
+        self._wake = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    # What the broker counts
+
+    @property
+    def waiting(self) -> int:
+        """Handed over by the server, but not yet to anybody."""
+        return len(self._buffer) + len(self._suspects)
+
+    @property
+    def running(self) -> int:
+        return len(self._leased)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def purge(self) -> int:
+        """Delete what waits here. Returns how many."""
+        waiting = [*self._buffer, *self._suspects]
+        self._buffer.clear()
+        self._suspects.clear()
+        self._ack(waiting)
+        return len(waiting)
+
+    # The contract
+
+    async def receive(self, max_messages: int, timeout: float | None) -> list[Delivery]:
+        if max_messages < 1:
+            raise ConfigurationError(f"receive: max_messages must be at least 1, not {max_messages}")
+        deadline = None if timeout is None else self._loop.time() + timeout
+        self._receiving += 1
+        try:
+            while True:
+                source = await self._opened()
+                found = self._take(max_messages)
+                if found:
+                    return found
+                left = None if deadline is None else deadline - self._loop.time()
+                if left is not None and left <= 0:
+                    return []
+                source.ask(len(self._leased) + self.waiting + max_messages)
+                self._wake.clear()
+                await self._office.clock.wait(self._wake, left)
+        finally:
+            self._receiving -= 1
+            self._idle_since = self._loop.time()
+
+    def started(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            delivery.receipt.started = True
+
+    async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> list[SettlementError | None]:
+        if self._closed:
+            raise BrokerClosed("the consumer was closed; open a new one")
+        answers: list[SettlementError | None] = []
+        chosen: dict[int, tuple[Held, Outcome]] = {}
+        for index, (delivery, outcome) in enumerate(settlements):
+            held: Held = delivery.receipt
+            answers.append(self._refusal(held, delivery))
+            if answers[index] is None:
+                # Until it is done, the same delivery later in the batch is a second settlement.
+                held.is_settling = True
+                chosen[index] = (held, outcome)
+        try:
+            for index, error in (await self._perform(chosen)).items():
+                answers[index] = error
+        finally:
+            for held, _ in chosen.values():
+                held.is_settling = False
+        return answers
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        if self._closed:
+            raise BrokerClosed("the consumer was closed; open a new one")
+        until = self._loop.time() + self._lease
+        lost = []
+        for delivery in deliveries:
+            held: Held = delivery.receipt
+            if held in self._leased and held.source.is_alive:
+                held.until = until
+            else:
+                lost.append(delivery)
+        return lost
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._wake.set()
+        source = self._source
+        if source is not None and source.is_alive:
+            source.ask_nothing()
+            try:
+                # What was on its way when the server was told to stop arrives before this returns.
+                await source.barrier()
+                held = [*self._buffer, *self._suspects, *(held for held in self._leased if not held.is_settling)]
+                self._buffer.clear()
+                self._suspects.clear()
+                if held:
+                    await self._give_back([(one, one.copy.released(), 0.0) for one in held])
+                if self._tasks:
+                    await asyncio.wait(self._tasks)
+                await source.close()
+            except BrokerUnavailable as error:
+                logger.warning("%s: the server gives back what was held, and counts it: %s", self._name, error)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._on_close(self)
+
+    # Receiving
+
+    async def _opened(self) -> Subscriber:
+        async with self._opening:
+            if self._closed:
+                raise BrokerClosed("the consumer was closed; open a new one")
+            if self._source is not None and self._source.is_deleted:
+                raise SubscriptionNotFound(f"subscription {self._name!r} was deleted")
+            if self._source is None or not self._source.is_alive:
+                self._forget()
+                self._source = await self._office.subscribe(self._name, self._arrived, self._lost)
+                self._tend()
+            return self._source
+
+    def _forget(self) -> None:
+        """The connection is lost: the server has given all of it to others."""
+        self._buffer.clear()
+        self._suspects.clear()
+        self._leased.clear()
+
+    def _lost(self) -> None:
+        self._forget()
+        self._wake.set()
+
+    def _arrived(self, tag: int, method: Any, properties: Any, body: bytes) -> None:
+        source = self._source
+        assert source is not None
+        copy = wire.read(properties, body, self._office.topic_of(method.exchange, method.routing_key))
+        now = self._office.clock.now()
+        held = Held(copy, source, tag, self._loop.time())
+        if copy.message.expires_at is not None and copy.message.expires_at <= now:
+            self._ack([held])
+        elif copy.nameless:
+            # Whatever becomes of it, it must be known by one id: it is stored again with one.
+            self._start(self._give_back([(held, wire.named(copy, new_id()).released(), 0.0)]))
+        elif copy.due is not None and copy.due > now:
+            self._start(self._give_back([(held, copy.released(copy.due), copy.due - now)]))
+        else:
+            (self._suspects if copy.is_suspect else self._buffer).append(held)
+            self._wake.set()
+
+    def _take(self, count: int) -> list[Delivery]:
+        taken: list[Held] = []
+        if self._suspects and not any(held.copy.is_suspect for held in self._leased):
+            taken.append(self._suspects.popleft())
+        while self._buffer and len(taken) < count:
+            taken.append(self._buffer.popleft())
+        until = self._loop.time() + self._lease
+        for held in taken:
+            held.until = until
+        self._leased.update(taken)
+        return [self._delivery(held) for held in taken]
+
+    def _delivery(self, held: Held) -> Delivery:
+        copy = held.copy
+        return Delivery(
+            message=copy.message,
+            subscription=self._name,
+            attempt=copy.attempt,
+            suspect=copy.is_suspect,
+            replayed=copy.replayed,
+            receipt=held,
+        )
+
+    # Settling
+
+    def _refusal(self, held: Held, delivery: Delivery) -> SettlementError | None:
+        if held.is_settled or held.is_settling:
+            return AlreadySettled(f"message {delivery.message.id} was settled before; the first settlement stands")
+        if held not in self._leased or not held.source.is_alive or held.until <= self._loop.time():
+            return LeaseLost(f"the lease of message {delivery.message.id} is over; it belongs to somebody else now")
+        return None
+
+    async def _perform(self, chosen: dict[int, tuple[Held, Outcome]]) -> dict[int, SettlementError]:
+        """Store the copies, then let go of the originals. Returns the errors."""
+        refused = await self._store(chosen)
+        done = [held for index, (held, _) in chosen.items() if index not in refused]
+        lost = [held for held in done if not held.source.is_alive]
+        errors: dict[int, SettlementError] = dict(refused)
+        errors |= {
+            index: LeaseLost(
+                f"message {held.copy.message.id}: the connection was lost; it belongs to somebody else now"
+            )
+            for index, (held, _) in chosen.items()
+            if held in lost
+        }
+        settled = [held for held in done if held.source.is_alive]
+        if settled:
+            source = settled[0].source
+            self._leased.difference_update(settled)
+            source.ack([held.tag for held in settled])
+            await source.barrier()
+            for held in settled:
+                held.is_settled = True
+            if self._suspects:
+                self._wake.set()
+        return errors
+
+    async def _store(self, chosen: dict[int, tuple[Held, Outcome]]) -> dict[int, SettlementError]:
+        again: dict[int, tuple[Copy, float]] = {}
+        dead: dict[int, Copy] = {}
+        now = self._office.clock.now()
+        for index, (held, outcome) in chosen.items():
+            copy = held.copy
+            if isinstance(outcome, Retry):
+                due = _due(now, outcome.delay)
+                again[index] = (copy.failed(outcome.failure, suspect=outcome.suspect, due=due), outcome.delay)
+            elif isinstance(outcome, Release):
+                again[index] = (copy.released(_due(now, outcome.delay)), outcome.delay)
+            elif isinstance(outcome, Dead):
+                dead[index] = copy.buried(outcome.failure, now)
+            else:
+                assert isinstance(outcome, Ack | Cancel)
+        answers: dict[int, Answer] = {}
+        if again:
+            answers |= zip(again, await self._office.put(self._name, list(again.values())), strict=True)
+        if dead:
+            answers |= zip(dead, await self._office.bury(self._name, list(dead.values())), strict=True)
+        return {
+            index: SettlementError(
+                f"message {chosen[index][0].copy.message.id}: RabbitMQ did not take its copy: {answer}"
+            )
+            for index, answer in answers.items()
+            if answer != "stored"
+        }
+
+    def _ack(self, held: Sequence[Held]) -> None:
+        by_source: dict[Subscriber, list[int]] = {}
+        for one in held:
+            if one.source.is_alive:
+                by_source.setdefault(one.source, []).append(one.tag)
+        for source, tags in by_source.items():
+            source.ack(tags)
+
+    async def _give_back(self, returned: Sequence[tuple[Held, Copy, float]]) -> None:
+        """Store each as the given copy after so many seconds, then let go of it: what the server need not count.
+
+        If that is not possible it is given back as it is, and the server counts it as tried.
+        """
+        for held, _, _ in returned:
+            self._leased.discard(held)
+        try:
+            answers = await self._office.put(self._name, [(copy, delay) for _, copy, delay in returned])
+        except BrokerUnavailable as error:
+            logger.warning("%s: %d messages are given back as tried: %s", self._name, len(returned), error)
+            answers = ["unknown"] * len(returned)
+        stored = [held for (held, _, _), answer in zip(returned, answers, strict=True) if answer == "stored"]
+        self._ack(stored)
+        for (held, _, _), answer in zip(returned, answers, strict=True):
+            if answer != "stored" and held.source.is_alive:
+                held.source.requeue(held.tag)
+        for source in {held.source for held in stored if held.source.is_alive}:
+            await source.barrier()
+
+    # Looking after
+
+    def _tend(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        source = self._source
+        if self._closed or source is None or not source.is_alive:
+            return
+        now = self._loop.time()
+        self._end_leases(now)
+        if not self._receiving and now - self._idle_since > _LINGER:
+            self._stop_asking(source)
+        late = [held for held in self._suspects if now - held.until > _SUSPECT_WAIT]
+        if late:
+            for held in late:
+                self._suspects.remove(held)
+            self._start(self._give_back([(held, held.copy.released(), _SUSPECT_WAIT) for held in late]))
+        self._timer = self._loop.call_later(_TEND, self._tend)
+
+    def _end_leases(self, now: float) -> None:
+        over = [held for held in self._leased if held.until <= now and not held.is_settling]
+        for held in over:
+            self._leased.discard(held)
+            if held.started:
+                # The server counts it as one more death: just what it is.
+                held.source.requeue(held.tag)
+        unstarted = [held for held in over if not held.started]
+        if unstarted:
+            self._start(self._give_back([(held, held.copy.released(), 0.0) for held in unstarted]))
+        if over:
+            self._wake.set()
+
+    def _stop_asking(self, source: Subscriber) -> None:
+        source.ask_nothing()
+        unwanted = [*self._buffer, *self._suspects]
+        self._buffer.clear()
+        self._suspects.clear()
+        if unwanted:
+            self._start(self._give_back([(held, held.copy.released(), 0.0) for held in unwanted]))
+
+    def _start(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("%s: %s", self._name, error)
+
+
+def _due(now: float, delay: float) -> float | None:
+    """When the server cannot wait for so long, the consumer sees to the rest."""
+    return now + delay if delay > ladder.LONGEST else None

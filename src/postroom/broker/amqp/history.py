@@ -1,0 +1,62 @@
+"""The history of a topic that retains its messages: a stream, which is read without taking anything from it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from pika import BasicProperties  # type: ignore[import-untyped]
+
+from postroom.broker.amqp import wire
+from postroom.broker.amqp.confirms import Post, Publisher
+from postroom.broker.amqp.link import Link
+from postroom.broker.amqp.wire import Copy
+from postroom.errors import BrokerUnavailable
+
+_END = "postroom-end"
+_WINDOW = 500
+_SILENCE = 10.0
+
+
+async def read(link: Link, publisher: Publisher, stream: str, topic: str, since: float) -> AsyncIterator[Copy]:
+    """All that was published to ``topic`` since that unix time and up to now, oldest first.
+
+    A server tells nobody where a stream ends; so we write a mark at its end, and read up to that.
+    """
+    mark = uuid4().hex
+    properties = BasicProperties(message_id=mark, type=_END, delivery_mode=2)
+    (answer,) = await publisher.send([Post("", stream, properties, b"")])
+    if answer != "stored":
+        raise BrokerUnavailable(f"cannot read {stream!r}: {answer}")
+    channel = await link.channel()
+    arrived: asyncio.Queue[tuple[Any, Any, bytes] | None] = asyncio.Queue()
+    channel.when_closed(lambda _: arrived.put_nowait(None))
+    # A stream begins with the chunk in which the time lies, not with the message.
+    offset = datetime.fromtimestamp(since, UTC) if since > 0 else "first"
+    try:
+        await channel.call("basic_qos", prefetch_count=_WINDOW)
+        await channel.call(
+            "basic_consume",
+            queue=stream,
+            on_message_callback=lambda _, *found: arrived.put_nowait(found),
+            arguments={"x-stream-offset": offset},
+        )
+        while True:
+            async with asyncio.timeout(_SILENCE):
+                found = await arrived.get()
+            if found is None:
+                raise BrokerUnavailable(f"the connection was lost while reading {stream!r}")
+            method, properties, body = found
+            channel.raw.basic_ack(method.delivery_tag)
+            if properties.message_id == mark:
+                return
+            copy = wire.read(properties, body, topic)
+            if properties.type != _END and copy.message.created_at >= since:
+                yield copy
+    except TimeoutError as error:
+        raise BrokerUnavailable(f"{stream!r} was silent for {_SILENCE:.0f} s before its end") from error
+    finally:
+        await channel.close()

@@ -1,0 +1,80 @@
+"""What all processes must know, kept on the server: one message in a queue of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from pika import BasicProperties  # type: ignore[import-untyped]
+
+from postroom.broker.amqp.confirms import Post, Publisher
+from postroom.broker.amqp.link import NOT_FOUND, Channel, Link, Refused
+from postroom.errors import BrokerUnavailable
+
+_ELSEWHERE = 1.0
+"""Seconds for which an empty queue may only mean that somebody else is reading its message."""
+_PAUSE = 0.02
+
+_PERSISTENT = 2
+
+
+class Register:
+    """Everybody may read it; whoever replaces it sees to it that nobody else does so at the same time."""
+
+    def __init__(self, link: Link, publisher: Publisher, queue: str) -> None:
+        self._link = link
+        self._publisher = publisher
+        self._queue = queue
+        self._version = 0
+
+    async def read(self) -> bytes:
+        """What was written last; empty if nothing ever was."""
+        channel = await self._link.channel()
+        try:
+            found = await self._newest(channel)
+            for _ in range(int(_ELSEWHERE / _PAUSE)):
+                if found is not None:
+                    break
+                await asyncio.sleep(_PAUSE)
+                found = await self._newest(channel)
+        except Refused as error:
+            if error.code == NOT_FOUND:
+                return b""
+            raise
+        finally:
+            # What was taken to be read goes back with the channel.
+            await channel.close()
+        return b"" if found is None else found
+
+    async def replace(self, body: bytes) -> None:
+        """Write ``body``. A death on the way leaves both, and the newer is read."""
+        channel = await self._link.channel()
+        try:
+            await channel.call("queue_declare", queue=self._queue, durable=True, arguments={"x-queue-type": "quorum"})
+            await self._newest(channel)
+            properties = BasicProperties(
+                content_type="application/json",
+                delivery_mode=_PERSISTENT,
+                headers={"version": self._version + 1},
+            )
+            (answer,) = await self._publisher.send([Post("", self._queue, properties, body)])
+            if answer != "stored":
+                raise BrokerUnavailable(f"{self._queue!r} was not written: {answer}")
+            channel.raw.basic_ack(0, multiple=True)
+            await channel.call("flow", active=True)
+        finally:
+            await channel.close()
+
+    async def _newest(self, channel: Channel) -> bytes | None:
+        """Take all there are; the newest of them."""
+        newest: bytes | None = None
+        while (found := await channel.get(self._queue)) is not None:
+            _, properties, body = found
+            version = _version(properties)
+            if newest is None or version >= self._version:
+                newest, self._version = body, version
+        return newest
+
+
+def _version(properties: Any) -> int:
+    return int((properties.headers or {}).get("version", 0))

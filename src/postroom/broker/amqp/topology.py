@@ -1,0 +1,299 @@
+"""What is declared on the server, and how it is known to everybody.
+
+AMQP lets nobody list queues and bindings. So all topics and subscriptions stand in a register on the server too: from
+it a process knows what others have declared, and which bindings a changed subscription leaves behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import msgspec
+
+from postroom.broker.amqp import ladder, wire
+from postroom.broker.amqp.address import Address
+from postroom.broker.amqp.confirms import Publisher
+from postroom.broker.amqp.link import LOCKED, PRECONDITION_FAILED, Channel, Link, Refused
+from postroom.broker.amqp.register import Register
+from postroom.broker.base import Subscription, Topic
+from postroom.broker.routing import matches
+from postroom.errors import BrokerUnavailable, ConfigurationError, SubscriptionNotFound
+
+BACKSTOP = 100
+"""Deaths of holders of one copy after which the server itself dead-letters it; ours come long before."""
+
+_LONGEST_NAME = 200
+"""Bytes: with the words of the ladder it must fit into a routing key."""
+_UNLIMITED = 10 * 365 * 86_400 * 1000
+_LOCK_PATIENCE = 20.0
+_LOCK_PAUSE = 0.05
+
+
+class State(msgspec.Struct):
+    """What the register holds."""
+
+    topics: dict[str, Topic] = msgspec.field(default_factory=dict)
+    subscriptions: dict[str, Subscription] = msgspec.field(default_factory=dict)
+
+    def is_queue(self, name: str) -> bool:
+        return name in self.topics and self.topics[name].queue
+
+    def wanting(self, topic: str) -> list[Subscription]:
+        """The subscriptions of a topic that is no queue; a filter may still keep a message from them."""
+        return [
+            known
+            for known in self.subscriptions.values()
+            if not self.is_queue(known.name) and matches(known.pattern, topic)
+        ]
+
+
+class Binding(NamedTuple):
+    source: str
+    destination: str
+    routing_key: str
+    where: tuple[tuple[str, str], ...] = ()
+    to_exchange: bool = False
+
+
+class Directory:
+    """The topology as last read, and the changing of it."""
+
+    def __init__(self, link: Link, publisher: Publisher, address: Address) -> None:
+        self._link = link
+        self._address = address
+        self._register = Register(link, publisher, address.internal("topology"))
+        self._mutex = asyncio.Lock()
+        self._has_base = False
+        self.known = State()
+
+    async def refresh(self) -> State:
+        """Read what others have declared meanwhile."""
+        text = await self._register.read()
+        self.known = msgspec.json.decode(text, type=State) if text else State()
+        return self.known
+
+    async def subscription(self, name: str) -> Subscription:
+        """Raises ``SubscriptionNotFound``."""
+        found = self.known.subscriptions.get(name) or (await self.refresh()).subscriptions.get(name)
+        if found is None:
+            raise SubscriptionNotFound(f"no subscription {name!r} is known to the broker; declare it first")
+        return found
+
+    async def topic(self, name: str) -> Topic | None:
+        return self.known.topics.get(name) or (await self.refresh()).topics.get(name)
+
+    @asynccontextmanager
+    async def changing(self) -> AsyncIterator[State]:
+        """The topology, while nobody else changes it. What was changed in it is written at the end."""
+        async with self._mutex:
+            lock = await self._lock()
+            try:
+                before = await self.refresh()
+                state = State(dict(before.topics), dict(before.subscriptions))
+                yield state
+                if state != before:
+                    await self._register.replace(msgspec.json.encode(state, enc_hook=dict))
+                self.known = state
+            finally:
+                # With the channel goes nothing; the lock is a queue that ends with its connection, or here.
+                if lock.reason is None:
+                    await lock.call("queue_delete", queue=self._lock_name)
+                    await lock.close()
+
+    async def build(self, state: State, topics: Sequence[Topic], subscriptions: Sequence[Subscription]) -> None:
+        """Make on the server what these need, and take away what they no longer need. ``state`` is as it was."""
+        channel = await self._link.channel()
+        try:
+            if not self._has_base:
+                await channel.call(
+                    "exchange_declare", exchange=self._address.events, exchange_type="topic", durable=True
+                )
+                await ladder.declare(channel, self._address)
+                self._has_base = True
+            for topic in topics:
+                if topic.retention:
+                    await self._build_history(channel, topic)
+            queues = {topic.name for topic in topics if topic.queue}
+            for subscription in subscriptions:
+                is_queue = subscription.name in queues or state.is_queue(subscription.name)
+                await self._build(channel, subscription, is_queue, state.subscriptions.get(subscription.name))
+        except Refused as error:
+            raise _refusal(error) from error
+        finally:
+            await channel.close()
+
+    async def remove(self, subscription: Subscription, is_queue: bool) -> None:
+        """Delete all of a subscription from the server."""
+        address, name = self._address, subscription.name
+        channel = await self._link.channel()
+        try:
+            for binding in self._bindings(subscription, is_queue):
+                if binding.source == address.events and binding.to_exchange:
+                    await channel.call("exchange_delete", exchange=binding.destination)
+            for queue in (address.queue(name), address.dead(name), address.state(name)):
+                await channel.call("queue_delete", queue=queue)
+        finally:
+            await channel.close()
+
+    async def _lock(self) -> Channel:
+        """An exclusive queue is a lock: only one connection can have it, and it goes with that connection."""
+        for _ in range(int(_LOCK_PATIENCE / _LOCK_PAUSE)):
+            channel = await self._link.channel()
+            try:
+                await channel.call("queue_declare", queue=self._lock_name, exclusive=True)
+                return channel
+            except Refused as error:
+                if error.code != LOCKED:
+                    raise _refusal(error) from error
+            await asyncio.sleep(_LOCK_PAUSE)
+        raise BrokerUnavailable(f"for {_LOCK_PATIENCE:.0f} s others have been declaring; {self._lock_name!r} is locked")
+
+    @property
+    def _lock_name(self) -> str:
+        return self._address.internal("topology:lock")
+
+    async def _build(self, channel: Channel, wanted: Subscription, is_queue: bool, before: Subscription | None) -> None:
+        queue, dead = self._address.queue(wanted.name), self._address.dead(wanted.name)
+        await self._declare_kept(dead)
+        if wanted.ordered:
+            await self._declare_kept(self._address.state(wanted.name))
+        await channel.call("queue_declare", queue=queue, durable=True, arguments=self._arguments(wanted, dead))
+        bindings = self._bindings(wanted, is_queue)
+        old = self._bindings(before, is_queue) if before is not None else []
+        # The new ones first: no message falls between the two, and a queue bound twice still gets one copy.
+        for binding in bindings:
+            await _bind(channel, binding)
+        for binding in old:
+            if binding not in bindings:
+                await _unbind(channel, binding)
+        for exchange in {binding.destination for binding in old if binding.to_exchange}:
+            if exchange not in {binding.destination for binding in bindings}:
+                await channel.call("exchange_delete", exchange=exchange)
+
+    async def _declare_kept(self, queue: str) -> None:
+        """A queue whose messages are looked at and put back without limit."""
+        arguments: dict[str, Any] = {"x-queue-type": "quorum"}
+        if _version_of(self._link.server) >= (4, 0):
+            # There each look counts, and after twenty the message would be gone (rabbitmq.com/docs/quorum-queues).
+            arguments["x-delivery-limit"] = -1
+        channel = await self._link.channel()
+        try:
+            await channel.call("queue_declare", queue=queue, durable=True, arguments=arguments)
+        except Refused as error:
+            # Made by an older server, without a limit: it stays, and a policy can lift the limit; doctor tells.
+            if error.code != PRECONDITION_FAILED:
+                raise _refusal(error) from error
+        finally:
+            await channel.close()
+
+    def _arguments(self, subscription: Subscription, dead: str) -> dict[str, Any]:
+        arguments: dict[str, Any] = {
+            "x-queue-type": "quorum",
+            "x-overflow": "reject-publish",
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": dead,
+            "x-dead-letter-strategy": "at-least-once",
+            # Leases are ours; since 3.12 a queue can say that the server need not end long tasks.
+            "x-consumer-timeout": _UNLIMITED,
+        }
+        if subscription.ordered:
+            arguments["x-single-active-consumer"] = True
+            if _version_of(self._link.server) >= (4, 0):
+                arguments["x-delivery-limit"] = -1
+        else:
+            arguments["x-delivery-limit"] = BACKSTOP
+        return arguments
+
+    async def _build_history(self, channel: Channel, topic: Topic) -> None:
+        stream, address = self._address.history(topic.name), self._address
+        arguments = {"x-queue-type": "stream", "x-max-age": f"{max(1, round(topic.retention))}s"}
+        await channel.call("queue_declare", queue=stream, durable=True, arguments=arguments)
+        await _bind(channel, Binding(address.events, stream, topic.name))
+        await _bind(channel, Binding(ladder.end(address), stream, ladder.leads_to(ladder.to_topic(topic.name))))
+
+    def _bindings(self, subscription: Subscription, is_queue: bool) -> list[Binding]:
+        address = self._address
+        queue, end = address.queue(subscription.name), ladder.end(address)
+        bindings = [Binding(end, queue, ladder.leads_to(ladder.to_queue(subscription.name)))]
+        if is_queue:
+            return bindings
+        pattern, delayed = subscription.pattern, ladder.leads_to(ladder.to_topic(subscription.pattern))
+        if not subscription.where:
+            return [*bindings, Binding(address.events, queue, pattern), Binding(end, queue, delayed)]
+        by_header = address.filter(subscription.name, subscription.where)
+        where = tuple(sorted(subscription.where.items()))
+        return [
+            *bindings,
+            Binding(address.events, by_header, pattern, to_exchange=True),
+            Binding(end, by_header, delayed, to_exchange=True),
+            Binding(by_header, queue, "", where),
+        ]
+
+
+def check(state: State, topics: Sequence[Topic], subscriptions: Sequence[Subscription]) -> None:
+    """Raises ``ConfigurationError`` unless every queue has one subscription, its own, and stays a queue."""
+    for topic in topics:
+        known = state.topics.get(topic.name)
+        if known is not None and known.queue != topic.queue:
+            is_now, would_be = ("queue", "topic") if known.queue else ("topic", "queue")
+            raise ConfigurationError(f"{topic.name!r} is a {is_now} and cannot become a {would_be}; use another name")
+    queues = {name for name, topic in state.topics.items() if topic.queue} | {t.name for t in topics if t.queue}
+    named = {**state.subscriptions, **{subscription.name: subscription for subscription in subscriptions}}
+    for subscription in named.values():
+        if subscription.name != subscription.pattern and queues & {subscription.name, subscription.pattern}:
+            queue = subscription.pattern if subscription.pattern in queues else subscription.name
+            raise ConfigurationError(
+                f"subscription {subscription.name!r} of {subscription.pattern!r}: {queue!r} is a queue, which has "
+                "exactly one subscription, of its own name; publish to a topic to reach several"
+            )
+        for header in subscription.where:
+            if not wire.can_be_shown(header):
+                raise ConfigurationError(
+                    f"subscription {subscription.name!r}: where={{{header!r}: …}}: RabbitMQ cannot filter by headers "
+                    "that begin with x-, cloudEvents or postroom, or are longer than 255 bytes"
+                )
+    for queue in sorted(queues - named.keys()):
+        raise ConfigurationError(f"queue {queue!r} has no subscription; declare one of the same name with it")
+    for name in {topic.name for topic in topics} | {s.name for s in subscriptions} | {s.pattern for s in subscriptions}:
+        if len(name.encode()) > _LONGEST_NAME:
+            raise ConfigurationError(f"{name[:40]!r}…: at most {_LONGEST_NAME} bytes fit into a routing key")
+
+
+def _version_of(server: dict[str, Any]) -> tuple[int, int]:
+    major, minor = (str(server.get("version", "0.0")).split(".") + ["0"])[:2]
+    return int(major), int(minor)
+
+
+async def _bind(channel: Channel, binding: Binding) -> None:
+    if binding.to_exchange:
+        await channel.call("exchange_declare", exchange=binding.destination, exchange_type="headers", durable=True)
+    await _change(channel, "bind", binding)
+
+
+async def _unbind(channel: Channel, binding: Binding) -> None:
+    await _change(channel, "unbind", binding)
+
+
+async def _change(channel: Channel, verb: str, binding: Binding) -> None:
+    source, key = binding.source, binding.routing_key
+    arguments = {"x-match": "all", **dict(binding.where)} if binding.where else {}
+    if binding.to_exchange:
+        await channel.call(
+            f"exchange_{verb}", destination=binding.destination, source=source, routing_key=key, arguments=arguments
+        )
+    else:
+        await channel.call(
+            f"queue_{verb}", queue=binding.destination, exchange=source, routing_key=key, arguments=arguments
+        )
+
+
+def _refusal(error: Refused) -> Exception:
+    if error.code == PRECONDITION_FAILED:
+        return ConfigurationError(
+            f"RabbitMQ keeps it with other settings: {error}; let its workers empty it, delete it with "
+            "`rabbitmqctl delete_queue NAME`, and declare again; or use another name"
+        )
+    return ConfigurationError(f"RabbitMQ refuses: {error}; `postroom doctor` tells which permissions are needed")

@@ -1,0 +1,339 @@
+"""A message as AMQP carries it, and what has become of one copy of it.
+
+The body stays what it is. ``message_id`` and ``type`` are the id and the name, headers stand under their own names
+(a headers exchange filters by them), and the CloudEvents attributes are what other clients read and write. The header
+``postroom`` is the whole truth about the rest, as JSON; ``postroom-failures`` is the history.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Mapping
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+from pika import BasicProperties  # type: ignore[import-untyped]
+
+from postroom.errors import EncodeError, MessageTooLarge
+from postroom.message import NO_HEADERS, DeadLetter, Failure, Message
+
+MAX_BODY = 16 * 1024 * 1024
+"""Bytes; what a server takes unless told otherwise (rabbitmq.com/docs/configure, ``max_message_size``, since 4.0)."""
+MAX_HEADERS = 96 * 1024
+"""Bytes of a message's own headers: with the history they must fit into one frame of 128 KiB (``frame_max``)."""
+MAX_HISTORY = 24 * 1024
+"""Bytes of the history, packed. Above it the oldest tracebacks are cut first."""
+MAX_SHORT = 255
+"""Bytes of what AMQP calls a short string: properties, names of headers, routing keys."""
+
+_PLAIN_HISTORY = 4096
+_PERSISTENT = 2
+_OURS = ("postroom", "postroom-failures")
+
+
+class Envelope(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """All of a message that is in no property, and what has become of this copy so far."""
+
+    topic: str
+    created_at: float = 0.0
+    key: str | None = None
+    priority: int = 0
+    not_before: float | None = None
+    expires_at: float | None = None
+    idempotency_key: str | None = None
+    dedup_window: float = 86_400.0
+    result_ttl: float = 86_400.0
+    id: str | None = None
+    name: str | None = None
+    """These two only where they do not fit into their properties."""
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
+    """Those whose names AMQP cannot carry, or that could be mistaken for the server's or our own."""
+    counted: int = 0
+    """Failures since it was published, or last redriven."""
+    suspect: bool = False
+    due: float | None = None
+    """Not to be handed out before this unix time, where the server could not delay it for so long."""
+    replayed: bool = False
+    redriven: int = 0
+    dead_at: float | None = None
+
+
+class Copy(msgspec.Struct, kw_only=True):
+    """A message in one subscription, with its fate. ``deaths``: how often its holder died, as the server counts."""
+
+    message: Message
+    counted: int = 0
+    suspect: bool = False
+    due: float | None = None
+    replayed: bool = False
+    redriven: int = 0
+    dead_at: float | None = None
+    deaths: int = 0
+    packed: str | bytes = ""
+    """Its failures, unpacked only when they are needed."""
+    nameless: bool = False
+    """Another client's message without an id: it must be given one before it is handed out."""
+
+    @property
+    def attempt(self) -> int:
+        return 1 + self.counted + self.deaths
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.suspect or self.deaths > 0
+
+    def failures(self) -> tuple[Failure, ...]:
+        """All there were, with one for every death that only the server has counted."""
+        deaths = range(self.counted + 1, self.attempt)
+        note = "its worker died or lost the connection"
+        return _unpacked(self.packed) + tuple(
+            Failure(attempt=attempt, reason="worker_lost", message=note) for attempt in deaths
+        )
+
+    def released(self, due: float | None = None) -> Copy:
+        """To be delivered again, uncounted."""
+        return self._next(counted=self.attempt - 1, failures=self.failures(), suspect=self.is_suspect, due=due)
+
+    def failed(self, failure: Failure, *, suspect: bool, due: float | None = None) -> Copy:
+        return self._next(counted=self.attempt, failures=(*self.failures(), failure), suspect=suspect, due=due)
+
+    def buried(self, failure: Failure, now: float) -> Copy:
+        copy = self._next(counted=self.attempt, failures=(*self.failures(), failure), suspect=False, due=None)
+        return msgspec.structs.replace(copy, dead_at=now)
+
+    def revived(self, now: float) -> Copy:
+        """A dead letter to be handled once more; whoever redrives wants that, so it no longer expires."""
+        expires_at = self.message.expires_at
+        message = self.message
+        if expires_at is not None and expires_at <= now:
+            message = msgspec.structs.replace(message, expires_at=None)
+        return Copy(message=message, redriven=self.redriven + 1, packed=_packed(self.failures()))
+
+    def letter(self, subscription: str) -> DeadLetter:
+        return DeadLetter(
+            message=self.message,
+            subscription=subscription,
+            failures=self.failures(),
+            dead_at=self.dead_at or 0.0,
+            redriven=self.redriven,
+        )
+
+    def _next(self, *, counted: int, failures: tuple[Failure, ...], suspect: bool, due: float | None) -> Copy:
+        return Copy(
+            message=self.message,
+            counted=counted,
+            suspect=suspect,
+            due=due,
+            replayed=self.replayed,
+            redriven=self.redriven,
+            packed=_packed(failures),
+        )
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Envelope).decode
+_decode_failures = msgspec.json.Decoder(tuple[Failure, ...]).decode
+
+
+def properties_of(copy: Copy) -> Any:
+    """The properties of ``copy``. Raises ``MessageTooLarge`` and ``EncodeError``."""
+    message = copy.message
+    envelope = Envelope(
+        topic=message.topic,
+        created_at=message.created_at,
+        key=message.key,
+        priority=message.priority,
+        not_before=message.not_before,
+        expires_at=message.expires_at,
+        idempotency_key=message.idempotency_key,
+        dedup_window=message.dedup_window,
+        result_ttl=message.result_ttl,
+        counted=copy.counted,
+        suspect=copy.suspect,
+        due=copy.due,
+        replayed=copy.replayed,
+        redriven=copy.redriven,
+        dead_at=copy.dead_at,
+    )
+    try:
+        headers, kind = _headers(message, envelope)
+        headers["postroom"] = _encode(envelope).decode()
+    except UnicodeEncodeError as error:
+        raise EncodeError(f"message {message.id!r}: half a surrogate pair is no text ({error})") from error
+    if copy.packed:
+        headers["postroom-failures"] = copy.packed
+    return BasicProperties(
+        content_type="application/json",
+        delivery_mode=_PERSISTENT,
+        message_id=None if envelope.id else message.id,
+        type=kind,
+        timestamp=int(message.created_at) if message.created_at > 0 else None,
+        headers=headers,
+    )
+
+
+def _headers(message: Message, envelope: Envelope) -> tuple[dict[str, Any], str | None]:
+    """The headers, and what fits of the name into the property ``type``; the rest goes into ``envelope``."""
+    kind: str | None = message.name
+    if len(message.name.encode()) > MAX_SHORT:
+        envelope.name, kind = message.name, None
+    if len(message.id.encode()) > MAX_SHORT:
+        envelope.id = message.id
+    headers: dict[str, Any] = {}
+    # The name and the id are there twice.
+    size = 2 * (len(message.name) + len(message.id))
+    for name, value in message.headers.items():
+        size += len(name.encode()) + len(value.encode()) + 6
+        (headers if can_be_shown(name) else envelope.headers)[name] = value
+    if size > MAX_HEADERS:
+        raise MessageTooLarge(
+            f"message {message.id} has {size:,} bytes of headers; {MAX_HEADERS:,} fit into a frame of RabbitMQ; "
+            "move the large ones into the body"
+        )
+    headers["cloudEvents_specversion"] = "1.0"
+    headers["cloudEvents_id"] = message.id
+    headers["cloudEvents_source"] = message.topic
+    headers["cloudEvents_type"] = message.name
+    return headers, kind
+
+
+def can_be_shown(name: str) -> bool:
+    """Whether a header may stand under its own name: not one of ours, nor of the server's, which begin with x-."""
+    return bool(name) and not name.startswith(("x-", "cloudEvents", "postroom")) and len(name.encode()) <= MAX_SHORT
+
+
+def read(properties: Any, body: bytes, topic: str) -> Copy:
+    """What came from the server, ours or of another client. ``topic``: where it was published."""
+    headers: dict[str, Any] = properties.headers or {}
+    ours = headers.get("postroom")
+    if isinstance(ours, str):
+        try:
+            envelope = _decode(ours)
+        except msgspec.DecodeError:
+            # Somebody else's header of that name: the message must not be lost for it.
+            return _foreign(properties, headers, body, topic)
+        return _ours(properties, headers, body, envelope)
+    return _foreign(properties, headers, body, topic)
+
+
+def _ours(properties: Any, headers: dict[str, Any], body: bytes, envelope: Envelope) -> Copy:
+    shown = {name: value for name, value in headers.items() if not _is_reserved(name)}
+    if envelope.headers:
+        shown |= envelope.headers
+    message = Message(
+        id=properties.message_id or envelope.id or "",
+        topic=envelope.topic,
+        name=str(properties.type or envelope.name or ""),
+        body=body,
+        headers=shown or NO_HEADERS,
+        key=envelope.key,
+        priority=envelope.priority,
+        created_at=envelope.created_at,
+        not_before=envelope.not_before,
+        expires_at=envelope.expires_at,
+        idempotency_key=envelope.idempotency_key,
+        dedup_window=envelope.dedup_window,
+        result_ttl=envelope.result_ttl,
+    )
+    return Copy(
+        message=message,
+        counted=envelope.counted,
+        suspect=envelope.suspect,
+        due=envelope.due,
+        replayed=envelope.replayed,
+        redriven=envelope.redriven,
+        dead_at=envelope.dead_at,
+        deaths=_deaths(headers),
+        packed=headers.get("postroom-failures", ""),
+    )
+
+
+def _foreign(properties: Any, headers: dict[str, Any], body: bytes, topic: str) -> Copy:
+    events = {
+        name[12:]: _text(value) for name, value in headers.items() if name[:12] in ("cloudEvents_", "cloudEvents:")
+    }
+    message_id = properties.message_id or events.get("id")
+    created_at = float(properties.timestamp or 0) or _seconds(events.get("time"))
+    message = Message(
+        # Only looked at, in a queue of dead letters, without ever having been handed out.
+        id=message_id or sha256(body).hexdigest()[:32],
+        topic=topic,
+        name=events.get("type") or properties.type or topic,
+        body=body,
+        headers={name: _text(value) for name, value in headers.items() if not _is_reserved(name)} or NO_HEADERS,
+        key=events.get("partitionkey"),
+        created_at=created_at or time.time(),
+    )
+    return Copy(message=message, deaths=_deaths(headers), nameless=not message_id)
+
+
+def named(copy: Copy, message_id: str) -> Copy:
+    """``copy`` under an id that it keeps."""
+    return msgspec.structs.replace(copy, message=msgspec.structs.replace(copy.message, id=message_id))
+
+
+def died_at(properties: Any) -> float | None:
+    """When the server itself dead-lettered it; ``None``: it did not."""
+    deaths = (properties.headers or {}).get("x-death")
+    if not isinstance(deaths, list) or not deaths or not isinstance(deaths[0], Mapping):
+        return None
+    at = deaths[0].get("time")
+    return at.timestamp() if isinstance(at, datetime) else None
+
+
+def _is_reserved(name: str) -> bool:
+    return name in _OURS or name.startswith(("x-", "cloudEvents"))
+
+
+def _deaths(headers: Mapping[str, Any]) -> int:
+    """How often it came back from a holder. We give back by copies only, so each time the holder died or froze.
+
+    RabbitMQ 4.3 counts every return in ``x-acquired-count`` and only failures in ``x-delivery-count``; older servers
+    have only the latter, and count every return there (rabbitmq.com/docs/quorum-queues, "Poison message handling").
+    """
+    return int(headers.get("x-acquired-count") or headers.get("x-delivery-count") or 0)
+
+
+def _packed(failures: tuple[Failure, ...]) -> str | bytes:
+    plain = _encode(failures) if failures else b""
+    if len(plain) <= _PLAIN_HISTORY:
+        return plain.decode()
+    packed = zlib.compress(plain, 1)
+    for field in ("traceback", "message"):
+        for number in range(len(failures)):
+            if len(packed) <= MAX_HISTORY:
+                return packed
+            cut = msgspec.structs.replace(failures[number], **{field: ""})
+            failures = (*failures[:number], cut, *failures[number + 1 :])
+            packed = zlib.compress(_encode(failures), 1)
+    return packed
+
+
+def _unpacked(packed: str | bytes) -> tuple[Failure, ...]:
+    if not packed:
+        return ()
+    try:
+        return _decode_failures(zlib.decompress(packed) if isinstance(packed, bytes) else packed)
+    except (zlib.error, msgspec.DecodeError):
+        # Another client has set or damaged the header: the message is worth more than its history.
+        return ()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return str(msgspec.json.decode(_encode_any(value))) if isinstance(value, bytes) else _encode_any(value).decode()
+
+
+def _encode_any(value: Any) -> bytes:
+    return msgspec.json.encode(value, enc_hook=str)
+
+
+def _seconds(time: str | None) -> float:
+    try:
+        return datetime.fromisoformat(time).timestamp() if time else 0.0
+    except ValueError:
+        return 0.0
