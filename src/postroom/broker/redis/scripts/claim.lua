@@ -1,0 +1,65 @@
+-- Lease ready messages. Answers: the time, seconds until the next is due by time alone, then id and fields of each.
+local s = open_declared(take())
+if not s then return redis.error_reply('GONE no such subscription') end
+local holder, turn, lease, max, suspect = take(), take(), tonumber(take()), tonumber(take()), take()
+beat(s, holder)
+catch_up(s)
+
+local found, more = {}, false
+local may_have_suspect = suspect == '' or not call('ZSCORE', s.leases, suspect)
+for priority = 9, 0, -1 do
+  if may_have_suspect and #found < max then
+    local key = lane(s, priority, '1')
+    local ready = call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 1)
+    if ready[1] then
+      call('ZREM', key, ready[1])
+      found[#found + 1] = ready[1]
+      -- There may be more of them, for others.
+      may_have_suspect, more = false, true
+    end
+  end
+  local key = lane(s, priority)
+  local ready = call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, max - #found + 1)
+  if #ready > max - #found then
+    more = true
+    ready[#ready] = nil
+  end
+  if #ready > 0 then
+    call('ZREM', key, unpack(ready))
+    for _, member in ipairs(ready) do found[#found + 1] = member end
+  end
+  if #found == max and more then break end
+end
+
+local answer, leases = {time_text(now), ''}, {}
+local expiring = #found > 0 and call('ZCARD', s.expiry) > 0
+for _, member in ipairs(found) do
+  local id = sub(member, 17)
+  local key = s.message .. id
+  local expires = expiring and call('ZSCORE', s.expiry, id)
+  if expires and tonumber(expires) <= now then
+    finish(s, id, 'expired')
+  else
+    answer[#answer + 1] = id
+    answer[#answer + 1] = call('HGETALL', key)
+    call('HSET', key, 'state', 'running', 'started_at', now)
+    leases[#leases + 1] = now + lease
+    leases[#leases + 1] = holder .. '/' .. turn .. '/' .. id
+  end
+end
+if #leases > 0 then
+  call('ZADD', s.leases, unpack(leases))
+  if more then ring(s) end
+  return answer
+end
+
+local due = call('ZRANGE', s.leases, 0, 0, 'WITHSCORES')[2]
+local next_due = tonumber(due or 'inf')
+for priority = 0, 9 do
+  for _, kind in ipairs({'', '1'}) do
+    local first = call('ZRANGEBYSCORE', lane(s, priority, kind), '(' .. time_text(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    if first[2] then next_due = math.min(next_due, tonumber(first[2])) end
+  end
+end
+if next_due < math.huge then answer[2] = time_text(next_due - now) end
+return answer
