@@ -12,8 +12,9 @@ from postroom.broker.sqs import letters
 from postroom.broker.sqs.address import parse
 from postroom.broker.sqs.consumer import SQSConsumer
 from postroom.broker.sqs.held import MOST_HIDDEN, Memory
+from postroom.broker.sqs.kept import Kept
 from postroom.broker.sqs.service import Answers, Missing, Service
-from postroom.broker.sqs.topology import Kept, Route, Topology
+from postroom.broker.sqs.topology import Route, Topology
 from postroom.broker.sqs.wire import MOST_BODY, entry, pack
 from postroom.clock import Clock, SystemClock
 from postroom.errors import BrokerClosed, BrokerUnavailable, ConfigurationError, PostroomError, TopicNotFound

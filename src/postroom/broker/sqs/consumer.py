@@ -8,14 +8,14 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
-from postroom.broker.base import Consumer, Dead, Delivery, Outcome, Release, Retry
+from postroom.broker.base import Consumer, Delivery, Outcome, Release
 from postroom.broker.sqs.held import MOST_HIDDEN, Held, Memory, receive
-from postroom.broker.sqs.service import Answers, Missing, Service, not_found
-from postroom.broker.sqs.topology import Kept
-from postroom.broker.sqs.wire import UNFILTERED, Copy, entry
+from postroom.broker.sqs.kept import Kept
+from postroom.broker.sqs.outcomes import Outcomes
+from postroom.broker.sqs.service import Missing, Service, not_found
+from postroom.broker.sqs.wire import UNFILTERED
 from postroom.clock import Clock
 from postroom.errors import (
     AlreadySettled,
@@ -67,8 +67,10 @@ class SQSConsumer(Consumer):
         self._own_lease = lease - min(0.5, lease / 20)
         self._clock = clock
         self._memory = memory
+        self._outcomes = Outcomes(service, kept, clock=clock, memory=memory)
         self._on_close = closed
         self._ready: deque[Held] = deque()
+        self._suspects: deque[Held] = deque()
         self._held: set[Held] = set()
         self._suspect: Held | None = None
         self._polls: dict[asyncio.Task[None], _Poll] = {}
@@ -137,22 +139,16 @@ class SQSConsumer(Consumer):
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        deliveries: list[Delivery] = []
-        put_off: list[Held] = []
-        while self._ready and len(deliveries) < count:
-            held = self._ready.popleft()
-            if not held.alive:
-                continue
-            if held.suspect:
-                if self._suspect is not None and self._suspect.alive:
-                    put_off.append(held)
-                    continue
-                self._suspect = held
-            self._held.add(held)
-            deliveries.append(held.delivery(self._kept.name))
-        if put_off:
-            self._spawn(self._put_back(put_off, float(max(1, int(self._lease / 4)))))
-        return deliveries
+        chosen: list[Held] = []
+        if self._suspects and not (self._suspect is not None and self._suspect.alive):
+            self._suspect = self._suspects.popleft()
+            chosen.append(self._suspect)
+        while self._ready and len(chosen) < count:
+            chosen.append(self._ready.popleft())
+        # Of those whose lease is over already somebody else will hear.
+        chosen = [held for held in chosen if held.alive]
+        self._held.update(chosen)
+        return [held.delivery(self._kept.name) for held in chosen]
 
     def _ask(self, wanted: int, wait: int) -> None:
         """Have so many requests under way as what is wanted needs; more than one only where there is much."""
@@ -206,6 +202,8 @@ class SQSConsumer(Consumer):
                 over.append(held)
             elif envelope.due is not None and envelope.due > now:
                 early.append(held)
+            elif held.suspect:
+                self._park(held)
             else:
                 self._ready.append(held)
         if over:
@@ -220,13 +218,26 @@ class SQSConsumer(Consumer):
         headers = held.copy.envelope.headers
         return all(headers.get(name) == value for name, value in self._kept.declared.where.items())
 
+    def _park(self, held: Held) -> None:
+        """A suspect waits here until the one before is settled, but not for so long that others could have had it."""
+        if len(self._suspects) >= _FULL:
+            self._spawn(self._put_back([held], self._lease / 4))
+            return
+        self._suspects.append(held)
+        asyncio.get_running_loop().call_later(self._lease / 2, self._put_off, held)
+
+    def _put_off(self, held: Held) -> None:
+        if held in self._suspects:
+            self._suspects.remove(held)
+            self._spawn(self._put_back([held], 1.0))
+
     async def _hide_until_due(self, early: Sequence[Held], now: float) -> None:
         if self._ordered:
             delays = [math.ceil((held.copy.envelope.due or now) - now) for held in early]
             hidden = [(held.receipt, min(MOST_HIDDEN, delay)) for held, delay in zip(early, delays, strict=True)]
             await self._service.hide(self._kept.url, hidden)
         else:
-            await self._move([(held, held.copy.changed(suspect=held.suspect)) for held in early])
+            await self._outcomes.move([(held, held.copy.changed(suspect=held.suspect)) for held in early])
 
     # Out
 
@@ -243,7 +254,7 @@ class SQSConsumer(Consumer):
             if answers[number] is None:
                 held.settled = True
                 accepted.append((number, held, outcome))
-        results = await self._perform([(held, outcome) for _, held, outcome in accepted])
+        results = await self._outcomes.perform([(held, outcome) for _, held, outcome in accepted])
         failed = next((result for result in results if isinstance(result, BrokerUnavailable)), None)
         for (number, held, _), result in zip(accepted, results, strict=True):
             if isinstance(result, BrokerUnavailable):
@@ -268,92 +279,6 @@ class SQSConsumer(Consumer):
             self._held.discard(held)
             return LeaseLost(f"the lease of message {message_id} is over; it belongs to somebody else now")
         return None
-
-    async def _perform(self, settlements: Sequence[tuple[Held, Outcome]]) -> Answers:
-        """In order: what ends, what comes again, what is dead."""
-        ends: list[Held] = []
-        again: list[tuple[Held, Copy]] = []
-        dead: list[tuple[Held, Copy]] = []
-        hidden: list[tuple[Held, Retry | Release]] = []
-        now = self._clock.now()
-        for held, outcome in settlements:
-            if isinstance(outcome, Dead):
-                failures = (*held.copy.envelope.failures, outcome.failure)
-                dead.append((held, held.copy.changed(failures=failures, dead_at=now, due=None, suspect=False)))
-            elif not isinstance(outcome, Retry | Release):
-                ends.append(held)
-            elif self._ordered:
-                hidden.append((held, outcome))
-            else:
-                again.append((held, self._again(held, outcome, now)))
-        results = await asyncio.gather(
-            self._delete(ends), self._move(again), self._move(dead, self._kept.dead_url), self._hide(hidden)
-        )
-        helds = [*ends, *(held for held, _ in (*again, *dead)), *(held for held, _ in hidden)]
-        answers = dict(zip(helds, chain(*results), strict=True))
-        return [answers[held] for held, _ in settlements]
-
-    def _again(self, held: Held, outcome: Retry | Release, now: float) -> Copy:
-        """The copy that comes next: it begins with no receives, so that all of those to come are accounted for."""
-        due = now + outcome.delay if outcome.delay > 0 else None
-        if isinstance(outcome, Release):
-            return held.copy.changed(due=due, suspect=held.suspect)
-        return held.copy.changed(
-            due=due,
-            suspect=outcome.suspect,
-            counted=held.copy.envelope.counted + 1,
-            failures=(*held.copy.envelope.failures, outcome.failure),
-        )
-
-    async def _hide(self, settlements: Sequence[tuple[Held, Retry | Release]]) -> Answers:
-        """In an ordered queue it comes again in its place, and its key waits behind it."""
-        for held, outcome in settlements:
-            if outcome.delay > MOST_HIDDEN:
-                logger.warning(
-                    "%s: %s waits 12 h, not %.0f s: an ordered SQS queue hides no message for longer",
-                    self._kept.name, held.copy.envelope.id, outcome.delay,
-                )  # fmt: skip
-        hidden = [(held.receipt, min(MOST_HIDDEN, math.ceil(outcome.delay))) for held, outcome in settlements]
-        answers = await self._service.hide(self._kept.url, hidden)
-        for (held, outcome), answer in zip(settlements, answers, strict=True):
-            if answer is None:
-                self._memory.note(held, outcome.failure if isinstance(outcome, Retry) else None)
-        return answers
-
-    async def _delete(self, helds: Sequence[Held]) -> Answers:
-        answers = await self._service.delete(self._kept.url, [held.receipt for held in helds])
-        for number, (held, answer) in enumerate(zip(helds, answers, strict=True)):
-            if answer is None:
-                self._memory.forget(held.identity)
-            elif isinstance(answer, BrokerUnavailable):
-                # Perhaps it was done, and only the answer is lost: then it will be unknown next time.
-                held.uncertain = True
-            elif isinstance(answer, LeaseLost) and held.uncertain:
-                answers[number] = None
-        return answers
-
-    async def _move(self, moves: Sequence[tuple[Held, Copy]], url: str | None = None) -> Answers:
-        """Store the copies, in this queue or at ``url``; only then delete the originals whose copy is confirmed."""
-        if not moves:
-            return []
-        now = self._clock.now()
-        fresh = [(held, copy) for held, copy in moves if not held.copied]
-        entries = [
-            entry(
-                copy,
-                fifo=self._ordered,
-                delay=(copy.envelope.due or now) - now,
-                once=f".{copy.envelope.redriven}.{held.receives}",
-            )
-            for held, copy in fresh
-        ]
-        sent = await self._service.send(url or self._kept.url, entries)
-        refused = {held: answer for (held, _), answer in zip(fresh, sent, strict=True) if answer is not None}
-        for held, _ in moves:
-            held.copied = held not in refused
-        stored = [held for held, _ in moves if held.copied]
-        deleted = dict(zip(stored, await self._delete(stored), strict=True))
-        return [refused[held] if held in refused else deleted[held] for held, _ in moves]
 
     async def extend(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         self._check_open()
@@ -387,23 +312,24 @@ class SQSConsumer(Consumer):
         # What the polls under way bring would otherwise be lost for a lease, and count.
         while self._polls or self._tasks:
             await asyncio.wait([*self._polls, *self._tasks])
-        await self._put_back([*self._held, *self._ready], 0.0)
+        await self._put_back([*self._held, *self._ready, *self._suspects], 0.0)
         self._held.clear()
         self._ready.clear()
+        self._suspects.clear()
         self._on_close(self)
 
     def _expect_a_receive(self) -> None:
-        if self._ready and not self._receiving and not self._closed:
-            newest = self._ready[-1]
+        if (self._ready or self._suspects) and not self._receiving and not self._closed:
+            newest = [*self._suspects, *self._ready][-1]
             asyncio.get_running_loop().call_later(_UNWANTED, self._expire, newest)
 
     def _expire(self, newest: Held) -> None:
-        """Nobody received in between: give back all that came before."""
-        if self._receiving or self._closed or newest not in self._ready:
-            return
-        unwanted = list(self._ready)
-        self._ready.clear()
-        self._spawn(self._put_back(unwanted, 0.0))
+        """Nobody received in between: give back all that is here."""
+        unwanted = [*self._suspects, *self._ready]
+        if not self._receiving and not self._closed and newest in unwanted:
+            self._ready.clear()
+            self._suspects.clear()
+            self._spawn(self._put_back(unwanted, 0.0))
 
     async def _put_back(self, helds: Sequence[Held], delay: float) -> None:
         """Uncounted. What cannot be given back now comes back when its lease is over."""
@@ -411,7 +337,7 @@ class SQSConsumer(Consumer):
         for held in alive:
             held.settled = True
         try:
-            answers = await self._perform([(held, Release(delay)) for held in alive])
+            answers = await self._outcomes.perform([(held, Release(delay)) for held in alive])
         except PostroomError as error:
             answers = [error] * len(alive)
         failed = [answer for answer in answers if answer is not None]

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from postroom.broker.base import Delivery
-from postroom.broker.sqs.topology import Kept
+from postroom.broker.sqs.kept import Kept
 from postroom.broker.sqs.wire import Copy, read, unpack
 from postroom.message import Failure
 

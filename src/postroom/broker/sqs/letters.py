@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
+from postroom.broker.sqs.kept import Kept
 from postroom.broker.sqs.service import Answers, Missing, Service, not_found
-from postroom.broker.sqs.topology import Kept
 from postroom.broker.sqs.wire import Copy, entry, letter, read
 from postroom.errors import LeaseLost
 from postroom.message import DeadLetter

@@ -13,6 +13,7 @@ from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 from botocore.exceptions import (  # type: ignore[import-untyped]
     BotoCoreError,
     ClientError,
+    ConnectionError,
     HTTPClientError,
     NoCredentialsError,
     NoRegionError,
@@ -249,7 +250,7 @@ def translated(error: Exception, what: str) -> PostroomError:
         return ConfigurationError(f"{what}: no AWS credentials; set AWS_ACCESS_KEY_ID, a profile, or a role ({error})")
     if isinstance(error, NoRegionError):
         return ConfigurationError(f"{what}: no region; write sqs://eu-west-1 or set AWS_REGION")
-    if isinstance(error, HTTPClientError | OSError | TimeoutError):
+    if isinstance(error, ConnectionError | HTTPClientError | OSError | TimeoutError):
         return BrokerUnavailable(f"{what}: the service cannot be reached: {error or type(error).__name__}")
     return BrokerError(f"{what}: {error}")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
@@ -19,9 +18,10 @@ import msgspec
 from postroom.broker.base import Subscription, Topic
 from postroom.broker.routing import matches
 from postroom.broker.sqs.address import DEAD, FIFO
+from postroom.broker.sqs.kept import Kept, check, kept_from, tags_of
 from postroom.broker.sqs.service import Missing, Service, not_found
 from postroom.broker.sqs.wire import MOST_BYTES, filter_policy
-from postroom.errors import BrokerError, ConfigurationError, TopicNotFound
+from postroom.errors import BrokerError, TopicNotFound
 
 RETENTION = 1_209_600
 """Seconds a queue keeps a message at most: 14 days (SetQueueAttributes, ``MessageRetentionPeriod``)."""
@@ -29,25 +29,11 @@ MOST_RECEIVES = 1000
 """After so many the service itself moves a message to the dead letters: the most it allows, and only a backstop."""
 ROUTES_HOLD = 5.0
 """Seconds for which a publisher goes on with the ordered subscriptions it knows."""
-_TAG_LIMIT = 256
 _AT_ONCE = 16
 _AFTER_DELETION = 65.0  # A deleted queue's name is free again after 60 s (DeleteQueue).
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """A subscription, and where its messages are."""
-
-    declared: Subscription
-    queue: bool
-    url: str
-    dead_url: str
-
-    @property
-    def name(self) -> str:
-        return self.declared.name
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,7 +146,7 @@ class Topology:
         """The queue of ``wanted``, made unless it is there."""
         if wanted.name in known:
             return msgspec.structs.replace(known[wanted.name], declared=wanted, queue=is_queue)
-        tags = _tags(wanted, is_queue)
+        tags = tags_of(wanted, is_queue)
         dead = self._address.place(wanted.name, ordered=wanted.ordered, dead=True)
         own = {"FifoQueue": "true"} if wanted.ordered else {}
         own |= {"MessageRetentionPeriod": str(RETENTION), "MaximumMessageSize": str(MOST_BYTES)}
@@ -266,7 +252,7 @@ class Topology:
             )
 
     async def _tag_again(self, kept: Kept) -> None:
-        tags = _tags(kept.declared, kept.queue)
+        tags = tags_of(kept.declared, kept.queue)
         if (await self._tags_of(kept.url)) != tags:
             await self._service.call("sqs", "tag_queue", QueueUrl=kept.url, Tags=tags)
 
@@ -316,17 +302,7 @@ class Topology:
             tags = await self._tags_of(url)
         except Missing:
             return None
-        if "postroom-name" not in tags:
-            return None
-        declared = Subscription(
-            name=tags["postroom-name"],
-            pattern=_unquoted(tags["postroom-pattern"]),
-            where=json.loads(_unquoted(tags.get("postroom-where", "=7B=7D"))),
-            ordered=url.endswith(FIFO),
-        )
-        mark = FIFO if declared.ordered else ""
-        dead_url = url.removesuffix(FIFO) + DEAD + mark
-        return Kept(declared=declared, queue=tags["postroom-kind"] == "queue", url=url, dead_url=dead_url)
+        return kept_from(url, tags)
 
     async def _tags_of(self, url: str) -> dict[str, str]:
         tags = (await self._service.call("sqs", "list_queue_tags", QueueUrl=url)).get("Tags", {})
@@ -338,62 +314,6 @@ class Topology:
             return name
         tags = await self._service.call("sns", "list_tags_for_resource", ResourceArn=arn)
         return next((tag["Value"] for tag in tags.get("Tags", []) if tag["Key"] == "postroom-name"), None)
-
-
-def check(known: Mapping[str, Kept], topics: Sequence[Topic], subscriptions: Sequence[Subscription]) -> None:
-    """Raises ``ConfigurationError`` unless every queue has one subscription, its own, and stays what it is."""
-    queues = {kept.name for kept in known.values() if kept.queue}
-    for topic in topics:
-        if topic.name in queues and not topic.queue:
-            raise ConfigurationError(f"{topic.name!r} is a queue and cannot become a topic; use another name")
-    queues |= {topic.name for topic in topics if topic.queue}
-    named = {name: kept.declared for name, kept in known.items()} | {wanted.name: wanted for wanted in subscriptions}
-    for subscription in named.values():
-        if subscription.name != subscription.pattern and queues & {subscription.name, subscription.pattern}:
-            queue = subscription.pattern if subscription.pattern in queues else subscription.name
-            raise ConfigurationError(
-                f"subscription {subscription.name!r} of {subscription.pattern!r}: {queue!r} is a queue, which has "
-                "exactly one subscription, of its own name; publish to a topic to reach several"
-            )
-    for name in sorted(queues & named.keys()):
-        if name in known and not known[name].queue:
-            raise ConfigurationError(f"{name!r} is a subscription and cannot become a queue; use another name")
-    for name in sorted(queues - named.keys()):
-        raise ConfigurationError(f"queue {name!r} has no subscription; declare one of the same name with it")
-    for wanted in subscriptions:
-        _tags(wanted, False)
-        if wanted.name in known and wanted.ordered != known[wanted.name].declared.ordered:
-            is_now, would_be = ("unordered", "ordered") if wanted.ordered else ("ordered", "unordered")
-            raise ConfigurationError(
-                f"{wanted.name!r} is {is_now} and cannot become {would_be}: a FIFO queue is another kind of queue; "
-                "use another name, or unsubscribe it first"
-            )
-
-
-def _tags(wanted: Subscription, is_queue: bool) -> dict[str, str]:
-    tags = {
-        "postroom-name": wanted.name,
-        "postroom-kind": "queue" if is_queue else "subscription",
-        "postroom-pattern": _quoted(wanted.pattern),
-        "postroom-where": _quoted(json.dumps(dict(wanted.where), sort_keys=True)),
-    }
-    for name, value in tags.items():
-        if len(value) > _TAG_LIMIT:
-            field = name.removeprefix("postroom-")
-            raise ConfigurationError(
-                f"subscription {wanted.name!r}: {field} needs {len(value)} characters in a tag of its queue, which "
-                f"takes {_TAG_LIMIT}"
-            )
-    return tags
-
-
-def _quoted(text: str) -> str:
-    """In the characters of a tag: letters, digits, spaces and ``_.:/=+-@``, of which ``=`` is the mark."""
-    return re.sub(rb"[^A-Za-z0-9 _.:/+@-]", lambda found: b"=%02X" % found[0][0], text.encode()).decode()
-
-
-def _unquoted(tag: str) -> str:
-    return re.sub(rb"=([0-9A-F]{2})", lambda found: bytes.fromhex(found[1].decode()), tag.encode()).decode()
 
 
 def _place(arn: str) -> str:

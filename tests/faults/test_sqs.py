@@ -1,0 +1,328 @@
+"""SQS under fault: workers that are killed, frozen or kill themselves; a service or its answers that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from uuid import uuid4
+
+import pytest
+from services.sqs import CREDENTIALS, SQSServer
+
+from postroom.broker.base import Ack, Consumer, Dead, Delivery, Retry, Subscription, Topic
+from postroom.broker.sqs import SQSBroker
+from postroom.errors import BrokerUnavailable, LeaseLost
+from postroom.message import Failure, Message, new_id
+from tests.faults.processes import Stage, stage, unfinished, wait_until_done
+from tests.faults.proxy import Proxy, proxy_to
+from tests.faults.test_kill import producer
+from tests.servers import private
+
+FAILURE = Failure(attempt=1, reason="error", error="ValueError")
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SQSServer]:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with private("sqs", tmp_path / "server") as made:
+        assert isinstance(made, SQSServer)
+        yield made
+
+
+@pytest.fixture
+def faults(server: SQSServer, tmp_path: Path) -> Iterator[Stage]:
+    with stage(tmp_path, lease=3.0, url=server.url) as made:
+        yield made
+
+
+@pytest.fixture
+def tasks(faults: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    module = producer(faults, monkeypatch)
+    yield module
+    module.app.close()
+
+
+# Workers
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_killing_a_worker_every_second_loses_nothing(faults: Stage, tasks: ModuleType) -> None:
+    """I1, I3, I6, C4: done = sent, and a second start only after its holder was killed."""
+    ids = [job.id for job in tasks.work.enqueue_many(tasks.work.call(0.05) for _ in range(2000))]
+    workers = [faults.worker("20") for _ in range(3)]
+    pids = {worker.pid for worker in workers}
+    killed: dict[int, float] = {}
+    deadline = time.monotonic() + 120
+    while len(faults.counts("end")) < len(ids):
+        assert time.monotonic() < deadline, (tasks.app.stats(), faults.tail())
+        time.sleep(1.0)
+        if len(killed) < 6:
+            victim = workers.pop(0)
+            killed[victim.pid] = time.monotonic()
+            faults.kill(victim)
+            workers.append(faults.worker("20"))
+            pids.add(workers[-1].pid)
+    wait_until_done(tasks.app, faults, 30)
+    assert len(killed) >= 3, "the jobs were done before the workers could be killed"
+    assert set(faults.counts("end")) == set(ids)
+    assert tasks.app.dead_letters("default").list() == []
+    holders: dict[str, list[int]] = {}
+    for record in faults.records():
+        if record["event"] == "start":
+            # A suspect runs in a child, which dies with its worker.
+            worker = record["parent"] if record["parent"] in pids else record["pid"]
+            holders.setdefault(record["id"], []).append(worker)
+    assert not [job_id for job_id, ran_in in holders.items() if not set(ran_in[:-1]) <= killed.keys()]
+
+
+@pytest.mark.timeout(240)
+def test_killers_among_innocents(faults: Stage, tasks: ModuleType) -> None:
+    """I11b, C7: three killers and 200 healthy messages in one queue; exactly the killers die, each of 5 deaths.
+
+    A process that died is charged with all it had taken: a killer that was waiting in it has one start less.
+    """
+    calls = [tasks.healthy.call() for _ in range(200)]
+    killers = [tasks.killer.call() for _ in range(3)]
+    tasks.healthy.enqueue_many(calls[:50] + killers[:1] + calls[50:100] + killers[1:2] + calls[100:] + killers[2:])
+    workers = [faults.worker("50") for _ in range(2)]
+    deadline = time.monotonic() + 150
+    while unfinished(tasks.app):
+        assert time.monotonic() < deadline, (tasks.app.stats(), faults.tail())
+        for worker in list(workers):
+            if worker.poll() is not None:
+                workers.remove(worker)
+                faults.workers.remove(worker)
+                workers.append(faults.worker("50"))
+        time.sleep(0.1)
+    bad = sorted(call.message.id for call in killers)
+    assert set(faults.counts("end")) == {call.message.id for call in calls}
+    starts = faults.counts("start")
+    assert all(3 <= starts[job_id] <= 5 for job_id in bad), starts
+    letters = tasks.app.dead_letters("mixed").list()
+    assert sorted(letter.message.id for letter in letters) == bad
+    assert all([failure.reason for failure in letter.failures] == ["worker_lost"] * 5 for letter in letters)
+
+
+def test_a_frozen_worker_is_fenced(faults: Stage, tasks: ModuleType) -> None:
+    """I8, C5: frozen past its lease, the message runs elsewhere; thawed, the first worker settles nothing."""
+    first = faults.worker("5")
+    job = tasks.block.enqueue(2.0)
+    faults.wait_for("start", job.id)
+    os.kill(first.pid, signal.SIGSTOP)
+    faults.worker("5")
+    faults.wait_for("end", job.id)
+    wait_until_done(tasks.app, faults, 20)
+    os.kill(first.pid, signal.SIGCONT)
+    faults.wait_for_log("lost the lease|not settled")
+    assert [record["attempt"] for record in faults.records() if record["event"] == "start"] == [1, 2]
+    assert unfinished(tasks.app) == 0
+    assert tasks.app.dead_letters("threads").list() == []
+
+
+# The service
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_service_goes_away_under_load(server: SQSServer, faults: Stage, tasks: ModuleType) -> None:
+    """C1, C17: whatever was confirmed is done, and workers and producers go on by themselves within 30 s."""
+    for _ in range(2):
+        faults.worker("20")
+    confirmed: list[str] = []
+    deadline = time.monotonic() + 30
+    while len({record["pid"] for record in faults.records()}) < 2:
+        assert time.monotonic() < deadline, faults.tail()
+        tasks.work.enqueue(0.2)
+        time.sleep(0.1)
+    for turn in range(20):
+        calls = [tasks.work.call(0.01) for _ in range(20)]
+        for attempt in range(60):
+            try:
+                confirmed += [job.id for job in tasks.work.enqueue_many(calls)]
+                break
+            except BrokerUnavailable:
+                assert attempt < 59, "the producer never came back"
+                time.sleep(0.2)
+        if turn in (5, 12):
+            server.kill()
+            server.start()
+    back = time.monotonic()
+    deadline = back + 60
+    while not set(confirmed) <= set(faults.counts("end")):
+        assert time.monotonic() < deadline, (tasks.app.stats(), faults.tail())
+        time.sleep(0.1)
+    assert len(confirmed) == 400
+    wait_until_done(tasks.app, faults, 30)
+
+
+def test_a_worker_outlives_a_frozen_service(server: SQSServer, faults: Stage, tasks: ModuleType) -> None:
+    """C17: as if the network were gone; consumption resumes, and meanwhile there is no busy loop."""
+    worker = faults.worker("5")
+    first = tasks.work.enqueue(0.0)
+    faults.wait_for("end", first.id)
+    server.pause()
+    before = _cpu(worker.pid)
+    time.sleep(14)
+    assert _cpu(worker.pid) - before < 1.0, "a busy loop while the service is away"
+    server.resume()
+    second = tasks.work.enqueue(0.0)
+    faults.wait_for("end", second.id, timeout=30)
+
+
+def _cpu(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# Answers that are lost
+
+
+class Desk:
+    """A broker behind a proxy, with a queue."""
+
+    def __init__(self, broker: SQSBroker, direct: SQSBroker, proxy: Proxy) -> None:
+        self.broker = broker
+        self.direct = direct
+        self.proxy = proxy
+
+    def message(self) -> Message:
+        return Message(id=new_id(), topic="desk", name="work", body=b'{"n": 1}', created_at=time.time())
+
+    async def take(self, consumer: Consumer, count: int) -> list[Delivery]:
+        taken: list[Delivery] = []
+        async with asyncio.timeout(20):
+            while len(taken) < count:
+                taken += await consumer.receive(count - len(taken), 5.0)
+        return taken
+
+    async def held(self) -> dict[str, int]:
+        (stats,) = await self.direct.stats()
+        return {name: count for name in ("ready", "delayed", "running", "dead") if (count := getattr(stats, name))}
+
+
+@pytest.fixture
+def play(server: SQSServer) -> Iterator[Callable[[Callable[[Desk], Awaitable[None]]], None]]:
+    namespace = f"t{uuid4().hex[:12]}"
+    with proxy_to(server.port) as proxy:
+
+        async def run(scenario: Callable[[Desk], Awaitable[None]]) -> None:
+            through = f"sqs://eu-west-1?endpoint_url=http://127.0.0.1:{proxy.port}&namespace={namespace}"
+            broker, direct = SQSBroker(through), SQSBroker(f"{server.url}&namespace={namespace}")
+            await broker.connect()
+            await direct.connect()
+            try:
+                await broker.declare([Topic(name="desk", queue=True)], [Subscription(name="desk", pattern="desk")])
+                await scenario(Desk(broker, direct, proxy))
+            finally:
+                proxy.silent, proxy.lose_replies, proxy.cut_on = False, 0, None
+                await broker.close()
+                await direct.close()
+
+        yield lambda scenario: asyncio.run(run(scenario))
+
+
+def test_the_answer_to_a_publish_is_lost(play: Callable[[Callable[[Desk], Awaitable[None]]], None]) -> None:
+    """C1: it is told as unknown, and sent by nobody but the caller: two calls, two copies, one id."""
+
+    async def scenario(desk: Desk) -> None:
+        message = desk.message()
+        await desk.broker.publish([desk.message()])
+        consumer = await desk.direct.consume("desk")
+        await consumer.settle([(delivery, Ack()) for delivery in await desk.take(consumer, 1)])
+        desk.proxy.lose_replies = 1
+        with pytest.raises(BrokerUnavailable):
+            await desk.broker.publish([message])
+        assert await desk.broker.publish([message]) == [message.id]
+        taken = await desk.take(consumer, 2)
+        assert [delivery.message for delivery in taken] == [message, message]
+        await consumer.settle([(delivery, Ack()) for delivery in taken])
+        assert await desk.held() == {}
+
+    play(scenario)
+
+
+def test_the_answer_to_an_ack_is_lost(play: Callable[[Callable[[Desk], Awaitable[None]]], None]) -> None:
+    """C2: settling again succeeds, though the message is gone already."""
+
+    async def scenario(desk: Desk) -> None:
+        await desk.broker.publish([desk.message()])
+        consumer = await desk.broker.consume("desk")
+        (delivery,) = await desk.take(consumer, 1)
+        desk.proxy.lose_replies = 1
+        with pytest.raises(BrokerUnavailable):
+            await consumer.settle([(delivery, Ack())])
+        assert await consumer.settle([(delivery, Ack())]) == [None]
+        assert await desk.held() == {}
+
+    play(scenario)
+
+
+def test_the_answer_to_a_retry_is_lost(play: Callable[[Callable[[Desk], Awaitable[None]]], None]) -> None:
+    """C2, C6: the copy may be there twice, but it is there, and the original is not."""
+
+    async def scenario(desk: Desk) -> None:
+        message = desk.message()
+        await desk.broker.publish([message])
+        consumer = await desk.broker.consume("desk")
+        (delivery,) = await desk.take(consumer, 1)
+        retry = Retry(delay=0.0, failure=FAILURE)
+        desk.proxy.lose_replies = 1
+        with pytest.raises(BrokerUnavailable):
+            await consumer.settle([(delivery, retry)])
+        assert await consumer.settle([(delivery, retry)]) == [None]
+        taken = await desk.take(consumer, 2)
+        assert [(delivery.message, delivery.attempt) for delivery in taken] == [(message, 2)] * 2
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("outcome", [Retry(delay=0.0, failure=FAILURE), Dead(FAILURE)], ids=["retry", "dead"])
+def test_a_crash_between_copy_and_deletion(
+    play: Callable[[Callable[[Desk], Awaitable[None]]], None], outcome: Retry | Dead
+) -> None:
+    """C2: the copy is confirmed, the original is still there: it comes again when its lease is over."""
+
+    async def scenario(desk: Desk) -> None:
+        message = desk.message()
+        await desk.broker.publish([message])
+        consumer = await desk.broker.consume("desk", lease=3.0)
+        (delivery,) = await desk.take(consumer, 1)
+        desk.proxy.cut_on = b"AmazonSQS.DeleteMessageBatch"
+        with pytest.raises(BrokerUnavailable):
+            await consumer.settle([(delivery, outcome)])
+        copies = {"dead": 1} if isinstance(outcome, Dead) else {"ready": 1}
+        assert await desk.held() == {"running": 1, **copies}
+        # Nothing is heard any more of the one that crashed here.
+        other = await desk.direct.consume("desk")
+        expected = 1 if isinstance(outcome, Dead) else 2
+        taken = await desk.take(other, expected)
+        assert {delivery.message.id for delivery in taken} == {message.id}
+        assert [answer for answer in await consumer.settle([(delivery, outcome)]) if isinstance(answer, LeaseLost)]
+
+    play(scenario)
+
+
+def test_a_redrive_that_dies_half_way(play: Callable[[Callable[[Desk], Awaitable[None]]], None]) -> None:
+    """C8, I14: each letter is in one of the two places, or for a while in both; a second redrive finishes the first."""
+
+    async def scenario(desk: Desk) -> None:
+        messages = [desk.message() for _ in range(3)]
+        await desk.broker.publish(messages)
+        consumer = await desk.broker.consume("desk")
+        await consumer.settle([(delivery, Dead(FAILURE)) for delivery in await desk.take(consumer, 3)])
+        desk.proxy.cut_on = b"AmazonSQS.DeleteMessageBatch"
+        ids = [message.id for message in messages]
+        assert await desk.broker.redrive("desk", ids) == ids
+        desk.proxy.cut_on = None
+        assert await desk.held() == {"ready": 3, "dead": 3}
+        taken = await desk.take(consumer, 3)
+        assert sorted(delivery.message.id for delivery in taken) == sorted(ids)
+
+    play(scenario)
