@@ -7,9 +7,6 @@ from collections.abc import Sequence
 APPLICATION_ID = 0x506F5374
 """``PoSt`` in ASCII: a store is no broker, nor the other way round."""
 
-# What a record is. A waiting one is scheduled, ready, retrying or expired: times and attempts say which.
-WAITING, RUNNING, SUCCEEDED, DEAD, CANCELLED, PURGED = range(6)
-
 _V1 = """
 CREATE TABLE record (
     seq         INTEGER PRIMARY KEY,     -- publish order

@@ -19,21 +19,17 @@ from postroom.doctor import Finding
 from postroom.errors import ConfigurationError, IdempotencyConflict, PostroomError
 from postroom.message import Message
 from postroom.store.base import Admission, Again, Claim, End, Store
+from postroom.store.records import DEAD, MEMORY, PURGED, SUCCEEDED, UNCONFIRMED, WAITING
 from postroom.store.sqlite import claims, routes
 from postroom.store.sqlite.jobs import SQLiteStoreJobs
 from postroom.store.sqlite.routes import Routes
-from postroom.store.sqlite.schema import APPLICATION_ID, DEAD, MIGRATIONS, PURGED, SUCCEEDED, WAITING
+from postroom.store.sqlite.schema import APPLICATION_ID, MIGRATIONS
 
 T = TypeVar("T")
 
 SWEEP = 10.0
 """Seconds between removals of what has ended long enough ago."""
 _STEP = 1000
-_MEMORY = 3600.0
-"""Seconds a message stays known after its end, even if nothing is to be kept of it, so that a late second copy
-is not run again."""
-_UNCONFIRMED = 86_400.0
-"""Seconds after which the record of a publish that was never confirmed goes: nobody was promised anything."""
 
 _INSERT = """
 INSERT INTO record (id, sub, topic, name, state, due, created_at, finished_at, expires_at, result_ttl, purge_at)
@@ -221,12 +217,12 @@ class SQLiteStore(Store):
         now = self.now()
         connection.execute(
             "DELETE FROM record WHERE seq IN (SELECT seq FROM record WHERE purge_at <= ? LIMIT ?)",
-            (now - _MEMORY, _STEP),
+            (now - MEMORY, _STEP),
         )
         connection.execute(
             "DELETE FROM record WHERE seq IN "
             f"(SELECT seq FROM record WHERE confirmed = 0 AND created_at <= ? AND state = {WAITING} LIMIT ?)",
-            (now - _UNCONFIRMED, _STEP),
+            (now - UNCONFIRMED, _STEP),
         )
         connection.execute(
             "DELETE FROM dedup WHERE (topic, key) IN (SELECT topic, key FROM dedup WHERE until <= ? LIMIT ?)",
