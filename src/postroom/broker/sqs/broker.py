@@ -11,12 +11,14 @@ from postroom.broker.routing import wants
 from postroom.broker.sqs import letters
 from postroom.broker.sqs.address import parse
 from postroom.broker.sqs.consumer import SQSConsumer
+from postroom.broker.sqs.examination import examine
 from postroom.broker.sqs.held import MOST_HIDDEN, Memory
 from postroom.broker.sqs.kept import Kept
 from postroom.broker.sqs.service import Answers, Missing, Service
 from postroom.broker.sqs.topology import Route, Topology
 from postroom.broker.sqs.wire import MOST_BODY, entry, pack
 from postroom.clock import Clock, SystemClock
+from postroom.doctor import Finding
 from postroom.errors import BrokerClosed, BrokerUnavailable, ConfigurationError, PostroomError, TopicNotFound
 from postroom.message import DeadLetter, Message
 
@@ -161,6 +163,11 @@ class SQSBroker(Broker):
     async def unsubscribe(self, subscription: str) -> None:
         _, topology = self._opened()
         await topology.unsubscribe(await topology.find(subscription))
+
+    async def examine(self) -> list[Finding]:
+        if self._closed or self._service is None or self._topology is None:
+            return []
+        return await examine(self._service, self._topology)
 
     def _opened(self) -> tuple[Service, Topology]:
         if self._closed:
