@@ -265,7 +265,7 @@ def _told(code: str, message: str, what: str, status: int) -> PostroomError:
     short = code.rpartition(".")[2]
     if short in _GONE:
         return Missing(text)
-    if short.startswith(_FOR_NOW) or status >= 500:
+    if any(word in short for word in _FOR_NOW) or status >= 500:
         return BrokerUnavailable(text)
     if short.startswith(_DENIED) or short.startswith(_DENIED_TOO):
         return ConfigurationError(f"{text}; the policy this needs stands in docs/brokers/sqs.md")
