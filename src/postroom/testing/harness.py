@@ -30,6 +30,8 @@ class Harness(ABC):
     """Seconds by which something may be late; at most half of ``unit``."""
     patience: float = 5.0
     """Real seconds after which something that should come counts as missing."""
+    outage: float = 0.0
+    """Real seconds that ``restart`` takes at most."""
 
     @property
     def lease(self) -> float:

@@ -25,8 +25,8 @@ class Part:
         self.moving = False
         """The group is sharing out anew: wait and see."""
         self.dirty = False
-        self.committed: tuple[int, str] | None = None
-        """What was last committed: if the group still has it after a rebalance, nobody else was here."""
+        self.committed = False
+        """Something of it was, or may have been."""
         self.items: dict[int, Item] = {}
         self.paused = False
 

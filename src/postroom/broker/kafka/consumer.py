@@ -81,7 +81,7 @@ class KafkaConsumer(Consumer):
             return []
         self._held.update(claims)
         try:
-            await self.hub.flush()
+            await self.hub.commits.flush()
             self._check_open()
         except BaseException:
             # Cancelled, or not noted: then it must not run, for its death could not be charged.
@@ -137,7 +137,7 @@ class KafkaConsumer(Consumer):
             return
         self._closed = True
         self.hub.give_back(claim for claim in self._held if claim.outcome is None)
-        self.hub.flush_soon()
+        self.hub.commits.soon()
         await self._on_close(self)
 
     def _check_open(self) -> None:
@@ -162,7 +162,7 @@ class KafkaConsumer(Consumer):
                 copies.append((claim, *made))
         if copies:
             # A zombie must not make a copy of what its successor is doing.
-            await self.hub.flush(check=True)
+            await self.hub.commits.flush(check=True)
             copies = [copy for copy in copies if copy[0].alive]
             errors = await self._sender.send([record for _, record, _ in copies])
             for (claim, _, envelope), error in zip(copies, errors, strict=True):
@@ -175,7 +175,7 @@ class KafkaConsumer(Consumer):
             if claim.alive and claim.outcome is None:
                 claim.outcome = outcome
                 self._note(claim, outcome)
-        await self.hub.flush()
+        await self.hub.commits.flush()
 
     def _copy(self, claim: Claim, outcome: Outcome) -> tuple[Record, Envelope] | None:
         item, now, hub = claim.item, self._clock.now(), self.hub

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from postroom.broker.kafka.options import Options
 from postroom.broker.kafka.reader import Place
@@ -37,7 +37,8 @@ class Fetcher:
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
-                "fetch.wait.max.ms": 500,
+                # A partition that is new here waits for the answer to what was asked before it.
+                "fetch.wait.max.ms": 100,
                 "fetch.queue.backoff.ms": 10,
                 "queued.min.messages": 2000,
                 "queued.max.messages.kbytes": 16_384,
@@ -51,7 +52,8 @@ class Fetcher:
         self._thread.start()
 
     def read(self, starts: Mapping[Place, int | None]) -> int:
-        """Read these partitions and no others, each from its offset (``None``: from the beginning).
+        """Read these partitions and no others, each from its offset (``None``: from the beginning,
+        which is 0 or, if that is gone, where the client is sent by ``auto.offset.reset``).
 
         Returns the epoch: what comes with another was fetched for an earlier wish.
         """
@@ -59,7 +61,7 @@ class Fetcher:
         self._pauses.clear()
         self._wish = (
             self._epoch,
-            [TopicPartition(*place, OFFSET_BEGINNING if at is None else at) for place, at in starts.items()],
+            [TopicPartition(*place, at or 0) for place, at in starts.items()],
         )
         return self._epoch
 
@@ -73,11 +75,16 @@ class Fetcher:
 
     def _run(self) -> None:
         epoch = 0
+        learnt: set[str] = set()
         while not self._stop.is_set():
             try:
                 wish, self._wish = self._wish, None
                 if wish is not None:
                     epoch, places = wish
+                    for topic in {place.topic for place in places} - learnt:
+                        # Who leads it: the client by itself would ask once a second.
+                        self._consumer.list_topics(topic, timeout=5.0)
+                        learnt.add(topic)
                     self._consumer.assign(places)
                 while self._pauses and self._wish is None:
                     place, paused = self._pauses.popitem()

@@ -9,11 +9,11 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, TopicPartition
 
 from postroom.broker.kafka import wire
 from postroom.broker.kafka.backlog import Backlog, Claim, Item, Part
-from postroom.broker.kafka.faults import GONE, error_of, translated
+from postroom.broker.kafka.commits import Commits
 from postroom.broker.kafka.fetcher import Fetcher
 from postroom.broker.kafka.ledger import ROOMY, Ledger
 from postroom.broker.kafka.letters import Letters
@@ -24,7 +24,6 @@ from postroom.broker.kafka.sender import Sender
 from postroom.broker.kafka.topology import Entry, Topology
 from postroom.broker.kafka.wire import Envelope, Record
 from postroom.clock import Clock
-from postroom.errors import BrokerUnavailable
 
 logger = logging.getLogger("postroom.broker")
 
@@ -34,13 +33,6 @@ _SOON = 2.0
 """Seconds: what is due sooner waits where it is; what is due later is moved out of the way of the others."""
 _IDLE_COMMIT = 0.5
 """Seconds after which what was skipped is committed though nobody waits for it."""
-_PASSING = {
-    KafkaError.REBALANCE_IN_PROGRESS,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.NOT_COORDINATOR,
-    KafkaError._WAIT_COORD,
-}
 
 
 class Hub:
@@ -69,9 +61,7 @@ class Hub:
         self._member: Member | None = None
         self._fetcher: Fetcher | None = None
         self._epoch = 0
-        self._next_commit: asyncio.Future[None] | None = None
-        self._committing: asyncio.Task[None] | None = None
-        self._committed_at = 0.0
+        self.commits: Commits
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.TimerHandle | None = None
         self._stable = asyncio.Event()
@@ -85,6 +75,7 @@ class Hub:
         self.lease = max(self.lease, lease)
         if self._member is None:
             self._member = Member(self._options, self._options.names.group(self.name), self, max(5.0, self.lease))
+            self.commits = Commits(self._options, self._member, self._parts, self._tag, self._give_up)
             self._fetcher = Fetcher(self._options, self.arrived, self._member.failed)
             self._tick()
         self.attend()
@@ -141,10 +132,11 @@ class Hub:
         """See ``Listener``."""
         if self.entry.asked.ordered:
             await self._letters.refresh()
-        former, self._parts = self._parts, {}
+        former = dict(self._parts)
+        self._parts.clear()
         for place, offset, text in committed:
             part = former.pop(place, None)
-            if part is None or part.committed != (None if offset is None else (offset, text or "")):
+            if part is None or not self._is_mine(part, offset, text):
                 if part is not None:
                     self._drop(part)
                 start = self.entry.start(place, offset)
@@ -158,9 +150,13 @@ class Hub:
         for part in former.values():
             self._drop(part)
         self._stable.set()
-        self.flush_soon()
+        self.commits.soon()
         self._wake()
         self._read_on()
+
+    def _is_mine(self, part: Part, offset: int | None, text: str | None) -> bool:
+        """Nobody else has had it meanwhile, for whoever hands something out commits that first."""
+        return not part.committed if offset is None else Ledger.writer(text) == self._tag
 
     async def revoked(self) -> list[TopicPartition]:
         """See ``Listener``. What runs here may go on here: it is only released for the case that it may not."""
@@ -169,7 +165,7 @@ class Hub:
             part.moving = True
         self._epoch = 0
         return [
-            self._place_of(part, released=True)
+            self.commits.place_of(part, released=True)
             for part in self._parts.values()
             if part.ledger.prefix is not None and (part.dirty or part.ledger.out)
         ]
@@ -267,7 +263,7 @@ class Hub:
             if claim.alive:
                 claim.item.part.ledger.out[claim.item.offset] = True
                 claim.item.part.dirty = True
-        self.flush_soon()
+        self.commits.soon()
 
     def retry_in_place(self, item: Item, envelope: Envelope, due: float) -> None:
         """In an ordered subscription what is tried again keeps its place; its history is kept already."""
@@ -315,75 +311,6 @@ class Hub:
         for event in self._waiters:
             event.set()
 
-    # Commits: one at a time, each for all who waited for the one before
-
-    async def flush(self, *, check: bool = False) -> None:
-        """All that was noted until now is durable on return. ``check``: and the group has not given us up.
-
-        Raises ``BrokerUnavailable``. What was lost meanwhile is no longer ``alive``.
-        """
-        if check and self._loop.time() - self._committed_at > self._options.session / 4:
-            for part in self._parts.values():
-                part.dirty = True
-        await asyncio.shield(self._commit_soon())
-
-    def flush_soon(self) -> None:
-        """The same, without waiting."""
-        self._commit_soon()
-
-    def _commit_soon(self) -> asyncio.Future[None]:
-        if self._next_commit is None:
-            self._next_commit = self._loop.create_future()
-            if self._committing is None or self._committing.done():
-                self._committing = self._loop.create_task(self._commit_all())
-        return self._next_commit
-
-    async def _commit_all(self) -> None:
-        while self._next_commit is not None:
-            await asyncio.sleep(0)  # Whoever else settles in this turn of the loop shares this commit.
-            waiting, self._next_commit = self._next_commit, None
-            try:
-                await self._commit()
-                waiting.set_result(None)
-            except BrokerUnavailable as error:
-                waiting.set_exception(error)
-                waiting.exception()  # Perhaps nobody waits for it.
-
-    async def _commit(self) -> None:
-        deadline = self._loop.time() + self._options.session + self._options.timeout
-        while True:
-            while any(part.dirty and part.moving for part in self._parts.values()):
-                if self._loop.time() > deadline:
-                    raise BrokerUnavailable(f"{self.name}: the consumer group does not come to rest; try again later")
-                await asyncio.sleep(0.02)
-            parts = [part for part in self._parts.values() if part.dirty and part.ledger.prefix is not None]
-            if not parts or self._member is None:
-                return
-            places = [self._place_of(part) for part in parts]
-            for part in parts:
-                part.dirty = False
-            try:
-                await self._member.commit(places)
-                self._committed_at = self._loop.time()
-                return
-            except KafkaException as error:
-                for part in parts:
-                    part.dirty = True
-                code = error_of(error).code()
-                gone = [part for part in parts if part.alive and not part.moving] if code in GONE else []
-                for part in gone:
-                    self._drop(part)
-                    self._parts.pop((part.topic, part.number), None)
-                # A rebalance that has begun meanwhile decides itself who has what.
-                if code not in GONE | _PASSING or self._loop.time() > deadline:
-                    raise translated(f"{self.name}: cannot commit", error_of(error)) from error
-            await asyncio.sleep(0.05)
-
-    def _place_of(self, part: Part, *, released: bool = False) -> TopicPartition:
-        assert part.ledger.prefix is not None
-        part.committed = (part.ledger.prefix, part.ledger.text(self._tag, released=released))
-        return TopicPartition(part.topic, part.number, *part.committed)
-
     # Time
 
     def _tick(self) -> None:
@@ -392,14 +319,13 @@ class Hub:
         self._member.alive()
         self._ticker = self._loop.call_later(min(0.25, self.lease / 20), self._tick)
         self._expire()
-        if self._committed_at < self._loop.time() - _IDLE_COMMIT and any(
+        if self.commits.last < self._loop.time() - _IDLE_COMMIT and any(
             part.dirty and not part.moving for part in self._parts.values()
         ):
-            self.flush_soon()
+            self.commits.soon()
         if not self.entry.asked.ordered:
-            for part in list(self._parts.values()):
-                if part.ledger.ranges > ROOMY:
-                    self._make_room(part)
+            for part in [part for part in self._parts.values() if part.ledger.ranges > ROOMY]:
+                self._make_room(part)
 
     def _expire(self) -> None:
         """Who did not extend is frozen: others get what it held."""
@@ -413,7 +339,7 @@ class Hub:
                 item.part.dirty = True
                 self._backlog.give_back(item, self._clock.now(), ahead=True)
         if over:
-            self.flush_soon()
+            self.commits.soon()
             self._wake()
             if self._attended < now - self.lease and not self._waiters:
                 # Nobody here asks for them.
@@ -427,12 +353,8 @@ class Hub:
     def _make_room(self, part: Part) -> None:
         """Move what waits between done ones to the end of the line, so that what is done can be said briefly."""
         soonest, last = self._clock.now() + _SOON, part.ledger.last_done
-        items = [
-            item
-            for item in part.items.values()
-            if item.state == "waiting" and item.offset < last and item.due > soonest
-        ]
-        if items:
+        waiting = [item for item in part.items.values() if item.state == "waiting" and item.due > soonest]
+        if items := [item for item in waiting if item.offset < last]:
             self._start(self._move(items))
 
     async def _move(self, items: list[Item]) -> None:
@@ -447,7 +369,7 @@ class Hub:
                 self.finish(item)
             elif item.part.alive:
                 self._backlog.give_back(item, self._clock.now(), ahead=False)
-        self.flush_soon()
+        self.commits.soon()
 
     def envelope_of(self, item: Item, **changes: Any) -> Envelope:
         """What a copy says of an item: with the deaths of its holders in its history."""
@@ -457,6 +379,10 @@ class Hub:
             failures += [wire.worker_lost(told.attempt + number, self._clock.now()) for number in range(item.deaths)]
             changes = {"history": wire.history(failures), "attempt": item.attempt} | changes
         return wire.changed(told, {"suspect": item.suspect} | changes)
+
+    def _give_up(self, part: Part) -> None:
+        self._drop(part)
+        self._parts.pop((part.topic, part.number), None)
 
     def _drop(self, part: Part) -> None:
         """It is somebody else's now: what was handed out of it is lost."""

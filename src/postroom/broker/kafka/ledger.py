@@ -91,12 +91,18 @@ class Ledger:
         ]
         return ";".join([_VERSION, tag, *parts])
 
+    @staticmethod
+    def writer(text: str | None) -> str:
+        """Who has written it."""
+        fields = (text or "").split(";")
+        return fields[1] if fields[0] == _VERSION and len(fields) == 6 else ""
+
     @classmethod
     def read(cls, prefix: int | None, text: str | None) -> Ledger:
         """What the committed offset and its text say. A text of somebody else says nothing."""
         ledger = cls(prefix)
         fields = (text or "").split(";")
-        if prefix is None or fields[0] != _VERSION or len(fields) != 6:
+        if prefix is None or not cls.writer(text):
             return ledger
         for start, end in _read(fields[2], prefix):
             ledger._complete(start, end)

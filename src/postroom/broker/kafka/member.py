@@ -102,6 +102,8 @@ class Member:
 
     async def commit(self, places: list[TopicPartition]) -> None:
         """Durable on return. Raises ``KafkaException``."""
+        if self._stopping:
+            raise KafkaException(KafkaError(KafkaError._ASSIGNMENT_LOST))
         done: Future[None] = Future()
         self._requests.put((lambda: self._commit(places), done))
         await asyncio.wrap_future(done)
@@ -131,6 +133,7 @@ class Member:
                 self.failed(error.args[0])
             self._serve()
         self._consumer.close()
+        self._ours = False
         while not self._requests.empty():
             self._serve()
 

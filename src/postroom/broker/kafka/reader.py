@@ -20,6 +20,17 @@ Place = tuple[str, int]
 """Topic and partition."""
 
 
+_NEW = 5.0
+"""Seconds within which every server knows of a new topic."""
+_NOT_YET = {
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+}
+
+
 class Reader:
     """One client in one thread; calls wait for each other."""
 
@@ -49,10 +60,18 @@ class Reader:
 
     def bounds(self, topic: str, partition: int = 0) -> tuple[int, int]:
         """The first offset, and the one after the last."""
-        found: tuple[int, int] = self._client().get_watermark_offsets(
-            TopicPartition(topic, partition), timeout=self._options.timeout
-        )
-        return found
+        deadline = time.monotonic() + _NEW
+        while True:
+            try:
+                found: tuple[int, int] = self._client().get_watermark_offsets(
+                    TopicPartition(topic, partition), timeout=self._options.timeout
+                )
+                return found
+            except KafkaException as error:
+                if error_of(error).code() not in _NOT_YET or time.monotonic() > deadline:
+                    raise
+                self._client().list_topics(topic, timeout=self._options.timeout)
+                time.sleep(0.02)
 
     def topics(self) -> dict[str, int]:
         """All topics of the server and how many partitions each has."""

@@ -8,7 +8,7 @@ from postroom.testing.suite import proves, requires
 
 
 async def _all(scene: Scene, subscription: str, count: int) -> list[str]:
-    """The labels of ``count`` messages, taken one by one, in their order; then there are no more."""
+    """The labels of ``count`` messages, taken one by one, then there are no more: in their order, if it has one."""
     consumer = await scene.consume(subscription)
     got = []
     for _ in range(count):
@@ -17,7 +17,7 @@ async def _all(scene: Scene, subscription: str, count: int) -> list[str]:
         got += labels([delivery])
     await scene.nothing(consumer)
     await consumer.close()
-    return got
+    return got if scene.harness.capabilities.fifo else sorted(got)
 
 
 async def _publish_each(scene: Scene, topic: str, wanted: str) -> None:
@@ -159,7 +159,7 @@ async def test_replay_since(scene: Scene) -> None:
 
 
 @proves("I25", "I4")
-@requires("retention")
+@requires("retention", "known_ids")
 async def test_replay_leaves_alone_what_is_still_to_be_done(scene: Scene) -> None:
     """what waits or runs is not doubled; what is dead or done comes again."""
     topic = await scene.topic(retention=1000 * scene.unit)
@@ -172,7 +172,8 @@ async def test_replay_leaves_alone_what_is_still_to_be_done(scene: Scene) -> Non
     assert await scene.broker.replay(name) == 2
     assert await scene.counts(name) == {"ready": 3, "running": 1}
     await scene.ack(consumer, running)
-    assert sorted(await _all(scene, name, 3)) == ["dead", "done", "waiting"]
+    others = {"dead", "done", "running", "waiting"} - set(labels([running]))
+    assert sorted(await _all(scene, name, 3)) == sorted(others)
 
 
 @proves("I25", "C11")

@@ -102,11 +102,12 @@ async def test_a_delay_is_longer_than_a_lease(scene: Scene) -> None:
 async def test_a_delay_survives_a_restart(scene: Scene) -> None:
     """neither forgotten nor early after a restart."""
     queue = await scene.queue()
-    await scene.publish(scene.message(queue, not_before=scene.now() + 3 * scene.unit))
+    due = scene.now() + scene.harness.outage + 3 * scene.unit
+    await scene.publish(scene.message(queue, not_before=due))
     await scene.restart()
     consumer = await scene.consume(queue)
     await scene.nothing(consumer)
-    await scene.pass_time(3 * scene.unit)
+    await scene.pass_time(due - scene.now())
     await scene.take_one(consumer)
 
 
@@ -147,8 +148,8 @@ async def test_the_expired_among_others(scene: Scene) -> None:
 async def test_expiry_does_not_end_what_runs(scene: Scene) -> None:
     """a message started in time may be settled later."""
     queue = await scene.queue()
-    await scene.publish(scene.message(queue, expires_at=scene.now() + scene.unit))
     consumer = await scene.consume(queue)
+    await scene.publish(scene.message(queue, expires_at=scene.now() + scene.unit))
     delivery = await scene.take_one(consumer)
     await scene.pass_time(2 * scene.unit)
     await scene.ack(consumer, delivery)
@@ -159,8 +160,8 @@ async def test_expiry_does_not_end_what_runs(scene: Scene) -> None:
 async def test_a_retry_after_expiry_is_not_delivered(scene: Scene) -> None:
     """not started later than its expires_at: that holds for each attempt."""
     queue = await scene.queue()
-    await scene.publish(scene.message(queue, expires_at=scene.now() + scene.unit))
     consumer = await scene.consume(queue)
+    await scene.publish(scene.message(queue, expires_at=scene.now() + scene.unit))
     await scene.fail(consumer, await scene.take_one(consumer), delay=2 * scene.unit)
     await scene.pass_time(3 * scene.unit)
     await scene.nothing(consumer)
