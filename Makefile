@@ -33,7 +33,7 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[amqp,demo,http,kafka,outbox,pydantic,redis,sqs,testing]' --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[amqp,demo,http,kafka,outbox,postgresql,pydantic,redis,sqs,testing]' --group dev
 	@touch $@ $(VENV)/.demo
 
 clean:

@@ -24,7 +24,7 @@ def make_store(url: str, *, clock: Clock | None = None) -> Store:
     try:
         store_class = known[scheme].load()
     except ImportError as error:
-        hint = f"pip install 'postroom[{scheme}]'"
+        hint = f"pip install 'postroom[{known[scheme].module.rpartition('.')[2]}]'"
         raise ConfigurationError(f"{scheme}:// needs a package that is missing ({error}); {hint}") from error
     store: Store = store_class(url, clock=clock)
     return store

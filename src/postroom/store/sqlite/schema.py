@@ -39,7 +39,7 @@ CREATE INDEX record_active ON record (state, seq) WHERE state IN (1, 3);
 CREATE INDEX record_unconfirmed ON record (created_at) WHERE confirmed = 0;
 
 -- Who gets a message: as declared through this store.
-CREATE TABLE subscription (name TEXT PRIMARY KEY, declared BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE subscription (name TEXT PRIMARY KEY, declared TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE queue (name TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT INTO meta VALUES ('topology', 0);

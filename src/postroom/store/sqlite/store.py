@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,14 +17,16 @@ from postroom.broker.sqlite import schema as versions
 from postroom.broker.sqlite.engine import Engine
 from postroom.clock import Clock, SystemClock
 from postroom.doctor import Finding
-from postroom.errors import ConfigurationError, IdempotencyConflict, PostroomError
+from postroom.errors import BrokerUnavailable, ConfigurationError, IdempotencyConflict, PostroomError
 from postroom.message import Message
 from postroom.store.base import Admission, Again, Claim, End, Store
 from postroom.store.records import DEAD, MEMORY, PURGED, SUCCEEDED, UNCONFIRMED, WAITING
+from postroom.store.routing import Routes
 from postroom.store.sqlite import claims, routes
 from postroom.store.sqlite.jobs import SQLiteStoreJobs
-from postroom.store.sqlite.routes import Routes
 from postroom.store.sqlite.schema import APPLICATION_ID, MIGRATIONS
+
+logger = logging.getLogger("postroom.store")
 
 T = TypeVar("T")
 
@@ -77,7 +80,11 @@ class SQLiteStore(Store):
         await self._write(lambda connection: routes.declare(connection, topics, subscriptions))
 
     async def admit(self, messages: Sequence[Message]) -> list[Admission | PostroomError]:
-        return await self._write(lambda connection: [self._admit(connection, message) for message in messages])
+        def run(connection: sqlite3.Connection) -> list[Admission | PostroomError]:
+            routes.refresh(connection, self._routes)
+            return [self._admit(connection, message) for message in messages]
+
+        return await self._write(run)
 
     async def confirm(self, ids: Sequence[str]) -> None:
         rows = [(job_id,) for job_id in ids]
@@ -168,7 +175,7 @@ class SQLiteStore(Store):
         now = self.now()
         due = max(now, message.not_before or now)
         forgotten = None if message.expires_at is None else message.expires_at + message.result_ttl
-        subs = self._routes.subscriptions(connection, message)
+        subs = self._routes.subscriptions(message)
         for sub in subs:
             row = (WAITING, due, message.created_at, None, message.expires_at, message.result_ttl, forgotten)
             connection.execute(_INSERT, (job_id, sub, message.topic, message.name, *row))
@@ -210,7 +217,10 @@ class SQLiteStore(Store):
     async def _keep_sweeping(self) -> None:
         while True:
             await asyncio.sleep(SWEEP)
-            await self.engine.write(self.sweep)
+            try:
+                await self.engine.write(self.sweep)
+            except BrokerUnavailable as error:
+                logger.warning("cannot remove old records now: %s", error)
 
     def sweep(self, connection: sqlite3.Connection) -> None:
         """Remove some of what has ended long enough ago, in the open transaction."""
