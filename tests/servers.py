@@ -20,14 +20,20 @@ def named(name: str) -> str | None:
 @contextmanager
 def private(name: str, folder: Path) -> Iterator[Server]:
     """A server of one's own, to be killed and frozen. Where it cannot be had the test is skipped; in CI it fails."""
-    server = make_server(name, folder)
+    with started(make_server(name, folder)) as server:
+        yield server
+
+
+@contextmanager
+def started(server: Server) -> Iterator[Server]:
+    """The same, of one that was made already."""
     try:
         try:
             server.start()
         except ServiceMissing as error:
             if os.environ.get("CI"):
-                pytest.fail(f"{name}: {error}")
-            pytest.skip(f"{name}: {error}")
+                pytest.fail(f"{server.name}: {error}")
+            pytest.skip(f"{server.name}: {error}")
         yield server
     finally:
         server.stop()

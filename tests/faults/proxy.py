@@ -12,7 +12,7 @@ class Proxy:
     """Between a client and a server on the loopback interface. Its switches may be set from any thread, at any time."""
 
     def __init__(self, target: int) -> None:
-        self._target = target
+        self.target = target
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
@@ -64,7 +64,7 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            upstream, server = await asyncio.open_connection("127.0.0.1", self._target)
+            upstream, server = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
             writer.transport.abort()
             return
