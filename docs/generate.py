@@ -43,7 +43,13 @@ _MARKED = re.compile(r"(<!-- generated: capabilities -->\n).*?(<!-- end -->)", r
 
 def table() -> str:
     """One row a capability, one column a broker. Raises ``KeyError`` for a capability without a meaning here."""
-    brokers = {point.name: point.load().capabilities for point in entry_points(group=GROUP)}
+    # Several schemes, as redis:// and rediss://, may lead to one broker: it is shown under the shortest.
+    schemes = {point.value: point.name for point in sorted(entry_points(group=GROUP), key=lambda p: -len(p.name))}
+    brokers = {
+        point.name: point.load().capabilities
+        for point in entry_points(group=GROUP)
+        if point.name == schemes[point.value]
+    }
     names = sorted(brokers, key=lambda name: (name != "sqlite", name))
     rows = [["capability", "meaning", *(f"`{name}://`" for name in names)], ["---"] * (2 + len(names))]
     for field in msgspec.structs.fields(Capabilities):
