@@ -11,9 +11,10 @@ import sys
 import tempfile
 import time
 from abc import abstractmethod
+from http.client import HTTPConnection
 from pathlib import Path
 
-from services.base import TOOLS, Server, ServiceMissing, accepts, is_alive, wait_until
+from services.base import TOOLS, Server, ServiceMissing, is_alive, wait_until
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
 """What a client needs in its environment; the emulators take any."""
@@ -67,7 +68,15 @@ class _Emulator(Server):
         assert self._process is not None
         if self._process.poll() is not None:
             raise ServiceMissing(f"{self.package} did not start; see {self.folder}/server.log")
-        return accepts(self.port)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", "/")
+            connection.getresponse()
+        except OSError:
+            return False
+        finally:
+            connection.close()
+        return True
 
     def kill(self) -> None:
         """Gone, but for its messages: Amazon loses none, and an emulator has them only in its memory.

@@ -73,6 +73,7 @@ class SQSBroker(Broker):
         self._topology: Topology | None = None
         self._memory = Memory()
         self._consumers: set[SQSConsumer] = set()
+        self._keepers: dict[str, asyncio.Task[None]] = {}
         self._closed = False
 
     async def connect(self) -> None:
@@ -89,6 +90,9 @@ class SQSBroker(Broker):
 
     async def close(self) -> None:
         self._closed = True
+        for keeper in self._keepers.values():
+            keeper.cancel()
+        await asyncio.gather(*self._keepers.values(), return_exceptions=True)
         await asyncio.gather(*(consumer.close() for consumer in list(self._consumers)))
         if self._service is not None:
             service, self._service = self._service, None
@@ -132,6 +136,9 @@ class SQSBroker(Broker):
             service, kept, lease, clock=self._clock, memory=self._memory, closed=self._consumers.discard
         )
         self._consumers.add(consumer)
+        if subscription not in self._keepers:
+            keeping = letters.keep(service, kept, self._clock)
+            self._keepers[subscription] = asyncio.get_running_loop().create_task(keeping)
         return consumer
 
     async def stats(self) -> list[SubscriptionStats]:

@@ -71,7 +71,8 @@ class SQSConsumer(Consumer):
         self._on_close = closed
         self._ready: deque[Held] = deque()
         self._suspects: deque[Held] = deque()
-        self._held: set[Held] = set()
+        self._here: dict[str, Held] = {}
+        """By the service's id: what waits here, and what was handed out and is not settled."""
         self._suspect: Held | None = None
         self._polls: dict[asyncio.Task[None], _Poll] = {}
         self._width = 1
@@ -146,9 +147,10 @@ class SQSConsumer(Consumer):
         while self._ready and len(chosen) < count:
             chosen.append(self._ready.popleft())
         # Of those whose lease is over already somebody else will hear.
-        chosen = [held for held in chosen if held.alive]
-        self._held.update(chosen)
-        return [held.delivery(self._kept.name) for held in chosen]
+        for held in chosen:
+            if not held.alive:
+                self._drop(held)
+        return [held.delivery(self._kept.name) for held in chosen if held.alive]
 
     def _ask(self, wanted: int, wait: int) -> None:
         """Have so many requests under way as what is wanted needs; more than one only where there is much."""
@@ -197,15 +199,19 @@ class SQSConsumer(Consumer):
             held = receive(raw, self._kept, self, self._memory, now)
             # From the question, not the answer: this process may have been frozen between the two.
             held.taken, held.until = asked, asked + self._own_lease
+            twin = self._here.get(held.identity)
+            if twin is not None and twin.alive:
+                # At least once: the service gave it again though it is hidden. The later receipt is the valid one.
+                twin.receipt, twin.until = held.receipt, held.until
+                continue
             envelope = held.copy.envelope
             if ((envelope.expires_at or math.inf) <= now and not envelope.everlasting) or not self._wants(raw, held):
                 over.append(held)
             elif envelope.due is not None and envelope.due > now:
                 early.append(held)
-            elif held.suspect:
-                self._park(held)
             else:
-                self._ready.append(held)
+                self._here[held.identity] = held
+                self._park(held) if held.suspect else self._ready.append(held)
         if over:
             await self._service.delete(self._kept.url, [held.receipt for held in over])
         if early:
@@ -260,7 +266,7 @@ class SQSConsumer(Consumer):
             if isinstance(result, BrokerUnavailable):
                 held.settled = False
                 continue
-            self._held.discard(held)
+            self._drop(held)
             held.unreported = failed is not None and result is None
             if result is not None:
                 answers[number] = result if isinstance(result, SettlementError) else SettlementError(str(result))
@@ -276,7 +282,7 @@ class SQSConsumer(Consumer):
         if held.settled:
             return AlreadySettled(f"message {message_id} was settled before; the first settlement stands")
         if not held.alive:
-            self._held.discard(held)
+            self._drop(held)
             return LeaseLost(f"the lease of message {message_id} is over; it belongs to somebody else now")
         return None
 
@@ -298,6 +304,7 @@ class SQSConsumer(Consumer):
                 held.until = now + min(self._own_lease, seconds)
             elif not isinstance(answer, BrokerUnavailable):
                 held.until = 0.0
+                self._drop(held)
                 lost.append(delivery)
         if answers and all(isinstance(answer, BrokerUnavailable) for answer in answers):
             assert answers[0] is not None
@@ -312,8 +319,7 @@ class SQSConsumer(Consumer):
         # What the polls under way bring would otherwise be lost for a lease, and count.
         while self._polls or self._tasks:
             await asyncio.wait([*self._polls, *self._tasks])
-        await self._put_back([*self._held, *self._ready, *self._suspects], 0.0)
-        self._held.clear()
+        await self._put_back(list(self._here.values()), 0.0)
         self._ready.clear()
         self._suspects.clear()
         self._on_close(self)
@@ -336,6 +342,7 @@ class SQSConsumer(Consumer):
         alive = [held for held in helds if held.alive]
         for held in alive:
             held.settled = True
+            self._drop(held)
         try:
             answers = await self._outcomes.perform([(held, Release(delay)) for held in alive])
         except PostroomError as error:
@@ -346,6 +353,10 @@ class SQSConsumer(Consumer):
                 "%s: %d messages could not be given back, they come again after their lease: %s",
                 self._kept.name, len(failed), failed[0],
             )  # fmt: skip
+
+    def _drop(self, held: Held) -> None:
+        if self._here.get(held.identity) is held:
+            del self._here[held.identity]
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
@@ -11,11 +13,17 @@ import msgspec
 from postroom.broker.sqs.kept import Kept
 from postroom.broker.sqs.service import Answers, Missing, Service, not_found
 from postroom.broker.sqs.wire import Copy, entry, letter, read
-from postroom.errors import LeaseLost
+from postroom.clock import Clock
+from postroom.errors import LeaseLost, PostroomError
 from postroom.message import DeadLetter
+
+logger = logging.getLogger("postroom.broker.sqs")
 
 _HIDDEN = 60
 """Seconds for which a letter that is being read is invisible to other readers."""
+_OLD = 604_800.0
+"""Seconds, a week: half of what the service keeps a message."""
+_FIRST_LOOK, _NEXT_LOOK = 600.0, 21_600.0
 _PATIENCE = 5.0
 """Seconds to wait for letters that somebody else is reading."""
 
@@ -62,6 +70,18 @@ async def discard(service: Service, kept: Kept, ids: Sequence[str]) -> list[str]
     gone = [item for item, answer in zip(chosen, answers, strict=True) if answer is None]
     _raise_if_nothing_is_known(answers, gone)
     return [item.letter.message.id for item in gone]
+
+
+async def keep(service: Service, kept: Kept, clock: Clock) -> None:
+    """As long as somebody consumes, no dead letter grows so old that the service drops it. Until cancelled."""
+    pause = _FIRST_LOOK
+    while True:
+        await asyncio.sleep(pause)
+        pause = _NEXT_LOOK
+        try:
+            await renew(service, kept, _OLD, clock.now())
+        except PostroomError as error:
+            logger.warning("%s: old dead letters could not be stored anew, trying again later: %s", kept.name, error)
 
 
 async def renew(service: Service, kept: Kept, older_than: float, now: float) -> int:
