@@ -31,6 +31,8 @@ class AnsweredClock(ManualClock):
 
 
 class RedisHarness(Harness):
+    """All on a clock that the suite moves."""
+
     def __init__(self, server: Server) -> None:
         self.clock = AnsweredClock(server.url)
         self._server = server
@@ -43,12 +45,24 @@ class RedisHarness(Harness):
         self._server.restart()
 
 
+class ServerTimeHarness(RedisHarness):
+    """All on the clock of the server, as in production: the suite really waits."""
+
+    unit = 0.5
+    slack = 0.15
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.clock = None
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with private("redis", tmp_path_factory.mktemp("redis")) as made:
         yield made
 
 
-@pytest.fixture
-def harness(server: Server) -> Harness:
-    return RedisHarness(server)
+@pytest.fixture(params=[RedisHarness, pytest.param(ServerTimeHarness, marks=pytest.mark.slow)])
+def harness(server: Server, request: pytest.FixtureRequest) -> Harness:
+    made: Harness = request.param(server)
+    return made

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Any
 
-from postroom.broker.redis.link import BLOCK, Link
+from postroom.broker.redis.link import BLOCK, Link, end
 from postroom.errors import PostroomError
 
 logger = logging.getLogger("postroom.broker")
@@ -30,8 +30,7 @@ class Bell:
 
     async def close(self) -> None:
         if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait([self._listening])
+            await end(self._listening)
         if self._client is not None:
             await self._client.aclose()
 

@@ -13,8 +13,9 @@ from postroom.broker.base import Broker, Capabilities, Subscription, Subscriptio
 from postroom.broker.redis import publish, records, retained
 from postroom.broker.redis.address import parse
 from postroom.broker.redis.consumer import RedisConsumer
+from postroom.broker.redis.inlet import Inlet
 from postroom.broker.redis.jobs import RedisJobs
-from postroom.broker.redis.link import Gone, Link
+from postroom.broker.redis.link import Gone, Link, end
 from postroom.broker.redis.notes import Notes
 from postroom.broker.redis.topology import Known, Topology, missing
 from postroom.clock import Clock, SystemClock
@@ -61,6 +62,7 @@ class RedisBroker(Broker):
         self._link = Link(parse(url), clock)
         self._topology = Topology(self._link)
         self._notes = Notes(self._link)
+        self._inlet = Inlet(self._link, self._topology, self.publish)
         self._jobs = RedisJobs(self._link, self._topology)
         self._consumers: set[RedisConsumer] = set()
         self._beating: asyncio.Task[None] | None = None
@@ -82,9 +84,9 @@ class RedisBroker(Broker):
             if error is not None:
                 # It comes back to others once nothing is heard of this process.
                 logger.warning("what a consumer holds could not be given back: %s", error)
+        await self._inlet.close()
         if self._beating is not None:
-            self._beating.cancel()
-            await asyncio.wait([self._beating])
+            await end(self._beating)
         self._notes.close()
         await self._link.close()
 
@@ -106,6 +108,7 @@ class RedisBroker(Broker):
         consumer = RedisConsumer(self._link, self._notes, self._clock, item, lease, self._consumers.discard)
         self._consumers.add(consumer)
         await self._beat([consumer])
+        self._inlet.start(consumer.holder)
         if self._beating is None:
             self._beating = asyncio.get_running_loop().create_task(self._keep_beating())
         return consumer

@@ -67,6 +67,13 @@ def script(name: str) -> Script:
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
+async def end(task: asyncio.Task[None]) -> None:
+    """Cancel it until it ends: the client loses a cancellation that comes while it connects."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)
+
+
 class Link:
     """Opened by ``open``, not by the constructor."""
 

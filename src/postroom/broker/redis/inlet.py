@@ -1,0 +1,151 @@
+"""Messages of foreign producers: each topic and queue has a stream that anybody may ``XADD`` to.
+
+Every process that consumes takes in what comes, as one consumer group. An entry is published under an id of its own,
+confirmed, and only then removed; whoever dies in between leaves it to the others, and its id makes no second message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from postroom.broker.redis import records
+from postroom.broker.redis.link import BLOCK, Link, end
+from postroom.broker.redis.topology import Known, Topology
+from postroom.errors import BrokerClosed, PostroomError
+from postroom.message import MAX_PRIORITY, Message
+
+logger = logging.getLogger("postroom.broker")
+
+GROUP = "postroom"
+_PAGE = 100
+_ABANDONED = 5.0
+"""Seconds after which an entry that somebody took, and did not remove, is anybody's."""
+_PAUSE = 1.0
+
+Publish = Callable[[Sequence[Message]], Awaitable[list[str | PostroomError]]]
+Entry = tuple[bytes, bytes, Message]
+"""Stream, its id in there, and what it says."""
+
+
+class Inlet:
+    """Runs from ``start`` to ``close``."""
+
+    def __init__(self, link: Link, topology: Topology, publish: Publish) -> None:
+        self._link = link
+        self._topology = topology
+        self._publish = publish
+        self._client: Any = None
+        self._streams: dict[bytes, str] = {}
+        """Topic by the name of its stream."""
+        self._version = ""
+        self._look_at = 0.0
+        """When to look for what others left, by ``time.monotonic``."""
+        self._running: asyncio.Task[None] | None = None
+
+    def start(self, consumer: str) -> None:
+        """Unless it runs. ``consumer``: a name no other process uses."""
+        if self._running is None:
+            self._running = asyncio.get_running_loop().create_task(self._run(consumer))
+
+    async def close(self) -> None:
+        if self._running is not None:
+            await end(self._running)
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def _run(self, consumer: str) -> None:
+        while True:
+            try:
+                if await self._ready():
+                    if time.monotonic() >= self._look_at:
+                        self._look_at = time.monotonic() + _ABANDONED
+                        await self._store(await self._abandoned(consumer))
+                    await self._store(await self._fresh(consumer))
+            except BrokerClosed:
+                return
+            except PostroomError as error:
+                # A group may have gone with a stream that somebody deleted.
+                self._version = ""
+                logger.debug("cannot take in what others produce, trying again: %s", error)
+                await asyncio.sleep(_PAUSE)
+
+    async def _ready(self) -> bool:
+        """Know the streams of all topics, and let each have the group."""
+        known = await self._topology.read()
+        if known.version != self._version:
+            await self._prepare(known)
+        if not self._streams:
+            await asyncio.sleep(_PAUSE)
+        return bool(self._streams)
+
+    async def _prepare(self, known: Known) -> None:
+        streams = {self._link.key("inlet", records.escape(name)).encode(): name for name in known.topics}
+        with self._link.translated():
+            if self._client is None:
+                self._client = self._link.new_client(1)
+            for stream in streams:
+                try:
+                    await self._client.xgroup_create(stream, GROUP, id="0", mkstream=True)
+                except ResponseError as error:
+                    if not str(error).startswith("BUSYGROUP"):
+                        raise
+        self._streams, self._version = streams, known.version
+
+    async def _fresh(self, consumer: str) -> list[Entry]:
+        """Wait for what comes."""
+        wanted = dict.fromkeys(self._streams, ">")
+        with self._link.translated():
+            found = await self._client.xreadgroup(GROUP, consumer, wanted, count=_PAGE, block=int(BLOCK * 1000))
+        return [entry for stream, entries in found or [] for entry in self._entries(stream, entries)]
+
+    async def _abandoned(self, consumer: str) -> list[Entry]:
+        taken: list[Entry] = []
+        with self._link.using() as client, self._link.translated():
+            for stream in self._streams:
+                told = await client.xautoclaim(stream, GROUP, consumer, int(_ABANDONED * 1000), count=_PAGE)
+                taken += self._entries(stream, told[1])
+        return taken
+
+    async def _store(self, entries: Sequence[Entry]) -> None:
+        if not entries:
+            return
+        answers = await self._publish([message for _, _, message in entries])
+        for (stream, entry_id, message), answer in zip(entries, answers, strict=True):
+            if isinstance(answer, PostroomError):
+                # It stays where it is, and is tried again.
+                logger.warning("%s of the inlet of %s waits: %s", entry_id.decode(), message.topic, answer)
+                continue
+            with self._link.using() as client:
+                await client.xack(stream, GROUP, entry_id)
+                await client.xdel(stream, entry_id)
+
+    def _entries(self, stream: bytes, entries: Sequence[Any]) -> list[Entry]:
+        topic = self._streams[stream]
+        return [(stream, entry_id, _message(topic, entry_id, stored)) for entry_id, stored in entries if stored]
+
+
+def _message(topic: str, entry_id: bytes, stored: dict[bytes, bytes]) -> Message:
+    """CloudEvents names: ``type``, ``data``, ``id``, ``partitionkey``; and ``priority``. All others are headers."""
+    texts = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in stored.items()}
+    texts.pop("data", None)
+    priority = texts.get("priority", "")
+    known_priority = priority.isdecimal() and int(priority) <= MAX_PRIORITY
+    if known_priority:
+        del texts["priority"]
+    return Message(
+        # The server's own name of the entry, so that it keeps it however often it is taken in.
+        id=texts.pop("id", "") or f"{topic}/{entry_id.decode()}",
+        topic=topic,
+        name=texts.pop("type", ""),
+        body=stored.get(b"data", b""),
+        key=texts.pop("partitionkey", None),
+        priority=int(priority) if known_priority else 0,
+        headers=texts,
+        created_at=int(entry_id.partition(b"-")[0]) / 1000,
+    )
