@@ -83,8 +83,8 @@ def test_killing_a_worker_every_other_second_loses_nothing(faults: Stage, tasks:
 def test_killers_among_innocents(faults: Stage, tasks: ModuleType) -> None:
     """I11b, C7: three killers and 200 healthy messages in one queue; exactly the killers die, each of five deaths.
 
-    A death within the milliseconds that the note of a start takes, longer during a rebalance, is not charged: then there
-    is one start more, after which it is a suspect, and of a suspect the note comes first.
+    A death within the milliseconds that the note of a start takes, longer during a rebalance, is not charged: then
+    there is one start more, after which it is a suspect, and of a suspect the note comes first.
     """
     calls = [tasks.healthy.call() for _ in range(200)]
     killers = [tasks.killer.call() for _ in range(3)]
