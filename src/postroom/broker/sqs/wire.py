@@ -12,6 +12,7 @@ import binascii
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -72,15 +73,20 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     dead_at: float | None = None
 
 
-class Copy(msgspec.Struct, frozen=True):
-    """One message, packed."""
+class Copy:
+    """One message, packed. It does not change."""
 
-    text: str
-    envelope: Envelope
+    def __init__(self, text: str, envelope: Envelope) -> None:
+        self.text = text
+        self.envelope = envelope
 
-    @property
+    @cached_property
+    def attributes(self) -> Attributes:
+        return attributes_of(self.envelope)
+
+    @cached_property
     def size(self) -> int:
-        return _size(self.text, attributes_of(self.envelope))
+        return _size(self.text, self.attributes)
 
     def changed(self, **fields: Any) -> Copy:
         """With another fate; of too long a history the oldest tracebacks are cut first."""
@@ -185,7 +191,7 @@ def read(text: str, attributes: Mapping[str, Mapping[str, Any]], identity: str, 
 
 def entry(copy: Copy, *, fifo: bool, delay: float = 0.0, once: str = "") -> dict[str, Any]:
     """An entry of ``SendMessageBatch``, without its ``Id``; ``once`` tells copies of one message apart."""
-    made: dict[str, Any] = {"MessageBody": copy.text, "MessageAttributes": attributes_of(copy.envelope)}
+    made: dict[str, Any] = {"MessageBody": copy.text, "MessageAttributes": copy.attributes}
     if fifo:
         key, message_id = copy.envelope.key, copy.envelope.id
         made["MessageGroupId"] = _token(f"id:{message_id}" if key is None else f"key:{key}")
