@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from postroom.broker.base import Broker, Capabilities, Subscription, SubscriptionStats, Topic
-from postroom.broker.kafka import wire
+from postroom.broker.kafka import doctor, wire
 from postroom.broker.kafka.consumer import KafkaConsumer
 from postroom.broker.kafka.faults import error_of, translated
 from postroom.broker.kafka.hub import Hub
@@ -25,6 +25,7 @@ from postroom.broker.kafka.survey import Survey
 from postroom.broker.kafka.topology import Entry, Topology
 from postroom.broker.kafka.wire import Envelope, Record
 from postroom.clock import Clock, SystemClock
+from postroom.doctor import Finding
 from postroom.errors import (
     BrokerClosed,
     BrokerUnavailable,
@@ -254,6 +255,11 @@ class KafkaBroker(Broker):
         found = await self._survey(entry).ended(since)
         anew = [Envelope(message=told.message, replayed=True) for told in found]
         return len(await self._revive(entry, anew))
+
+    async def examine(self) -> list[Finding]:
+        if self._topology is None:
+            return []
+        return await doctor.examine(self._admin(), self.options)
 
     async def _revive(self, entry: Entry, found: Sequence[Envelope]) -> list[str]:
         """Copies for a subscription, confirmed; then they are no longer dead."""

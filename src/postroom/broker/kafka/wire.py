@@ -139,7 +139,7 @@ def read(record: Any, topic: str) -> Envelope:
         headers=_user_headers(found),
         key=None if key is None else key.decode(errors="replace"),
         priority=int(_number(priority, 0.0) or 0),
-        created_at=_time(created.decode(errors="replace")) if created else record.timestamp()[1] / 1000,
+        created_at=_time(created or b"", record.timestamp()[1]),
         not_before=not_before,
         expires_at=_number(expires, None),
         **unusual,
@@ -220,13 +220,15 @@ def _stamp(time: float) -> str:
     return f"{_second(whole)}.{parts:07d}Z"
 
 
-def _time(stamp: str) -> float:
+def _time(told: bytes, written: int) -> float:
+    """``written``: when the record was, in milliseconds; it stands in for what is no time."""
     try:
+        stamp = told.decode()
         if len(stamp) == 28 and stamp[19] == "." and stamp[27] == "Z":
             return _unix(stamp[:19]) + int(stamp[20:27]) / 1e7
         return datetime.fromisoformat(stamp).timestamp()
     except ValueError:
-        return 0.0
+        return written / 1000
 
 
 @lru_cache(maxsize=64)
