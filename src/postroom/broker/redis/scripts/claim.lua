@@ -31,7 +31,7 @@ for priority = 9, 0, -1 do
   if #found == max and more then break end
 end
 
-local answer, leases = {time_text(now), ''}, {}
+local answer, leases, till = {time_text(now), ''}, {}, string.format('%.17g', now + lease)
 local expiring = #found > 0 and call('ZCARD', s.expiry) > 0
 for _, member in ipairs(found) do
   local id = sub(member, 17)
@@ -42,8 +42,8 @@ for _, member in ipairs(found) do
   else
     answer[#answer + 1] = id
     answer[#answer + 1] = call('HGETALL', key)
-    call('HSET', key, 'state', 'running', 'started_at', now)
-    leases[#leases + 1] = now + lease
+    call('HSET', key, 'state', 'running', 'started_at', now_text)
+    leases[#leases + 1] = till
     leases[#leases + 1] = holder .. '/' .. turn .. '/' .. id
   end
 end

@@ -6,6 +6,8 @@ local root = sub(KEYS[1], 1, -9)
 local clock = call('TIME')
 local real = clock[1] + clock[2] / 1e6
 local now = ARGV[1] == '' and real or tonumber(ARGV[1])
+-- Made once: a number is written as text each time it is given to a command.
+local now_text = string.format('%.17g', now)
 if ARGV[2] ~= '' and (call('HGET', KEYS[1], 'version') or '0') ~= ARGV[2] then
   return redis.error_reply('STALE the topology has changed')
 end
@@ -30,8 +32,14 @@ local function open_declared(name)
   return open(name)
 end
 
--- Publish order, over all subscriptions.
-local function next_number() return string.format('%016d', call('INCR', root .. 'numbers')) end
+-- Publish order, over all subscriptions: so many numbers, one after the other.
+local function numbers(count)
+  local number = call('INCRBY', root .. 'numbers', count) - count
+  return function()
+    number = number + 1
+    return string.format('%016d', number)
+  end
+end
 
 local function time_text(seconds) return string.format('%.6f', seconds) end
 
@@ -94,7 +102,7 @@ local function finish(s, id, state, result)
   if m[8] == 'waiting' then call('ZREM', lane(s, m[2], m[3]), m[1] .. id) end
   if m[6] then call('ZREM', s.expiry, id) end
   call('HINCRBY', s.info, 'live', -1)
-  call('HSET', key, 'state', state, 'finished_at', now, 'suspect', '')
+  call('HSET', key, 'state', state, 'finished_at', now_text, 'suspect', '')
   if state == 'dead' then
     local number = call('HINCRBY', s.info, 'deaths', 1)
     call('HSET', key, 'death', number)
@@ -142,7 +150,7 @@ local function revive(s, id, ordered)
   local m = call('HMGET', key, 'seq', 'priority', 'key')
   call('ZREM', s.ended, id)
   call('ZREM', s.dead, id)
-  call('HSET', key, 'state', 'waiting', 'due', now, 'ahead', '', 'failed', 0)
+  call('HSET', key, 'state', 'waiting', 'due', now_text, 'ahead', '', 'failed', 0)
   call('HDEL', key, 'finished_at', 'started_at', 'result', 'progress', 'cancel', 'ordered')
   enter(s, id, m[1], m[2], now, m[3], ordered and m[3])
 end

@@ -12,8 +12,8 @@ for _ = 1, tonumber(take()) do
   if expires ~= '' and tonumber(expires) <= now then
     -- Too late to start it.
   elseif not is_known(s, id) then
-    local seq = next_number()
-    call('HSET', record, 'state', 'waiting', 'seq', seq, 'due', now, 'published', now, unpack(fields))
+    local seq = numbers(1)()
+    call('HSET', record, 'state', 'waiting', 'seq', seq, 'due', now_text, unpack(fields))
     call('ZADD', s.records, seq, id)
     if expires ~= '' then call('ZADD', s.expiry, expires, id) end
     enter(s, id, seq, priority, now, key_of, key_of)

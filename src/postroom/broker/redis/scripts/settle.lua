@@ -19,8 +19,8 @@ local function acknowledge(id, lease, ttl, result)
   done = done + 1
   if ttl <= 0 then return forget(s, id) end
   call('HDEL', key, 'data', 'headers', 'progress')
-  if result == '' then call('HSET', key, 'state', 'succeeded', 'finished_at', now, 'by', lease)
-  else call('HSET', key, 'state', 'succeeded', 'finished_at', now, 'by', lease, 'result', result) end
+  if result == '' then call('HSET', key, 'state', 'succeeded', 'finished_at', now_text, 'by', lease)
+  else call('HSET', key, 'state', 'succeeded', 'finished_at', now_text, 'by', lease, 'result', result) end
   ended[#ended + 1], ended[#ended + 2] = now + ttl, id
 end
 
