@@ -22,6 +22,9 @@ _POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
       <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{version}</version>
     </dependency>
     <dependency>
+      <groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>{version}</version>
+    </dependency>
+    <dependency>
       <groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.25.4</version>
     </dependency>
   </dependencies>
@@ -117,6 +120,17 @@ class KafkaServer(Server):
         if done.returncode:
             raise ServiceMissing(f"kafka cannot format its storage: {(done.stdout + done.stderr)[-2000:]}")
 
+    def tool(self, program: str, *options: str, typed: str = "") -> str:
+        """What one of Kafka's own programs prints, as ``ConsoleProducer``; it is told the server itself."""
+        command = [*_java(_libraries(), self.folder), f"org.apache.kafka.tools.{program}"]
+        done = subprocess.run(
+            [*command, "--bootstrap-server", f"127.0.0.1:{self.port}", *options],
+            input=typed, capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"{program}: {done.stdout}{done.stderr}")
+        return done.stdout
+
     def kill(self) -> None:
         super().kill()
         assert self._process is not None
@@ -153,7 +167,7 @@ def _java(libraries: Path, folder: Path) -> list[str]:
 
 def _libraries() -> Path:
     """The folder with Kafka's archives, fetched once. Raises ``ServiceMissing``."""
-    folder = TOOLS / f"kafka-{VERSION}"
+    folder = TOOLS / f"kafka-{VERSION}-with-tools"
     if folder.exists():
         return folder
     maven = require("mvn", "maven")
