@@ -10,7 +10,7 @@ from typing import ClassVar
 from redis.exceptions import RedisError
 
 from postroom.broker.base import Broker, Capabilities, Subscription, SubscriptionStats, Topic
-from postroom.broker.redis import publish, records, retained
+from postroom.broker.redis import doctor, publish, records, retained
 from postroom.broker.redis.address import parse
 from postroom.broker.redis.consumer import RedisConsumer
 from postroom.broker.redis.inlet import Inlet
@@ -19,6 +19,7 @@ from postroom.broker.redis.link import Gone, Link, end
 from postroom.broker.redis.notes import Notes
 from postroom.broker.redis.topology import Known, Topology, missing
 from postroom.clock import Clock, SystemClock
+from postroom.doctor import Finding
 from postroom.errors import BrokerClosed, ConfigurationError, PostroomError
 from postroom.message import DeadLetter, Message
 
@@ -150,6 +151,9 @@ class RedisBroker(Broker):
     async def replay(self, subscription: str, since: float | None = None) -> int:
         item = await self._topology.subscription(subscription)
         return await self._replay(await self._topology.read(), item, since, again=True)
+
+    async def examine(self) -> list[Finding]:
+        return await doctor.examine(self._link) if self._link.connected else []
 
     @property
     def jobs(self) -> RedisJobs:

@@ -102,6 +102,10 @@ class Link:
             **address.tls,
         }
 
+    @property
+    def connected(self) -> bool:
+        return self._client is not None and not self.closed
+
     async def open(self) -> None:
         """Raises ``BrokerUnavailable`` or ``ConfigurationError``."""
         if self._client is not None:
