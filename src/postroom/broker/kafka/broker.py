@@ -114,6 +114,7 @@ class KafkaBroker(Broker):
             self._watching.cancel()
         await self._sender.close()
         await self._reader.close()
+        self._admin_client = None
 
     async def _watch(self) -> None:
         """See what other processes declare. Until cancelled."""

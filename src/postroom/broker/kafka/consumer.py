@@ -52,7 +52,7 @@ class KafkaConsumer(Consumer):
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
         event = asyncio.Event()
-        self.hub.watch(event)
+        self.hub.waiters.add(event)
         try:
             while True:
                 self._check_open()
@@ -71,7 +71,7 @@ class KafkaConsumer(Consumer):
                 ]
                 await _wait(event, max(0.001, min(waits)))
         finally:
-            self.hub.unwatch(event)
+            self.hub.waiters.discard(event)
 
     async def _claim(self, most: int) -> list[Delivery]:
         self.hub.attend()

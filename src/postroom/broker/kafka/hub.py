@@ -56,7 +56,8 @@ class Hub:
         self._parts: dict[Place, Part] = {}
         self._backlog = Backlog(entry.asked.ordered)
         self._claims: set[Claim] = set()
-        self._waiters: set[asyncio.Event] = set()
+        self.waiters: set[asyncio.Event] = set()
+        """Set when there may be something to claim."""
         self._loop = asyncio.get_running_loop()
         self._member: Member | None = None
         self._fetcher: Fetcher | None = None
@@ -161,9 +162,12 @@ class Hub:
     async def revoked(self) -> list[TopicPartition]:
         """See ``Listener``. What runs here may go on here: it is only released for the case that it may not."""
         self._stable.clear()
+        self._epoch = 0
+        deadline = self._loop.time() + self._options.handover
+        while self._claims and self._loop.time() < deadline:
+            await asyncio.sleep(0.01)
         for part in self._parts.values():
             part.moving = True
-        self._epoch = 0
         return [
             self.commits.place_of(part, released=True)
             for part in self._parts.values()
@@ -230,6 +234,8 @@ class Hub:
 
     def claim(self, consumer: object, held: Iterable[Claim], most: int, lease: float) -> list[Claim]:
         """Hand out what can be done now; note it with ``noted`` before it is given to anybody."""
+        if not self._stable.is_set():
+            return []
         suspects = 0 if any(claim.suspect and claim.alive for claim in held) else 1
         now = self._clock.now()
         claims: list[Claim] = []
@@ -298,17 +304,11 @@ class Hub:
 
     # Waiting
 
-    def watch(self, event: asyncio.Event) -> None:
-        self._waiters.add(event)
-
-    def unwatch(self, event: asyncio.Event) -> None:
-        self._waiters.discard(event)
-
     def next_due(self) -> float | None:
         return self._backlog.next_due()
 
     def _wake(self) -> None:
-        for event in self._waiters:
+        for event in self.waiters:
             event.set()
 
     # Time
@@ -341,7 +341,7 @@ class Hub:
         if over:
             self.commits.soon()
             self._wake()
-            if self._attended < now - self.lease and not self._waiters:
+            if self._attended < now - self.lease and not self.waiters:
                 # Nobody here asks for them.
                 self._let_go()
 

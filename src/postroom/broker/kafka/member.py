@@ -11,8 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
 
@@ -28,7 +27,7 @@ T = TypeVar("T")
 _BEAT = 0.05
 """Seconds between two looks at what the group wants."""
 _ANSWER = 5.0
-"""Seconds for which a rebalance waits for the event loop."""
+"""Seconds for which a rebalance waits for the event loop, beside those for what is in flight."""
 UNREACHABLE = {KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._TRANSPORT, KafkaError._RESOLVE}
 
 
@@ -140,7 +139,8 @@ class Member:
     def _serve(self) -> None:
         """Wait a beat for something to do, and do it."""
         try:
-            request = self._requests.get(timeout=_BEAT)
+            joining = self._subscribed and not self._ours
+            request = self._requests.get(timeout=_BEAT / 5 if joining else _BEAT)
         except Empty:
             return
         if request is not None:
@@ -213,8 +213,11 @@ class Member:
     def _ask(self, question: Coroutine[Any, Any, T]) -> tuple[T] | None:
         """Its answer by the event loop; ``None`` if there is none in time."""
         asked: Future[T] = asyncio.run_coroutine_threadsafe(question, self._loop)
-        try:
-            return (asked.result(_ANSWER),)
-        except (FutureTimeout, CancelledError):
-            asked.cancel()
-            return None
+        asked.add_done_callback(lambda _: self._requests.put(None))
+        deadline = time.monotonic() + _ANSWER + self._options.handover
+        while not asked.done():
+            if time.monotonic() > deadline:
+                asked.cancel()
+                return None
+            self._serve()  # What ends before the partitions go must be committed before they go.
+        return None if asked.cancelled() else (asked.result(),)

@@ -57,6 +57,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds after which Kafka itself may delete a record, settled or not; ``None``: never."""
     session: float = 6.0
     """Seconds after which a silent process loses its partitions."""
+    handover: float = 3.0
+    """Seconds for which a rebalance waits for what is in flight; what takes longer may be repeated elsewhere."""
     timeout: float = 10.0
     """Seconds for one request."""
 
@@ -81,6 +83,7 @@ def parse(url: str) -> Options:
         min_isr=int(_number(query, "min_isr", 0, 1)) or None,
         retention=_number(query, "retention", 0, 1) or None,
         session=_number(query, "session", 6.0, 1),
+        handover=_number(query, "handover", 3.0, 0),
         timeout=_number(query, "timeout", 10.0, 1),
     )
     for unknown in query:

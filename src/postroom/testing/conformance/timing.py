@@ -14,10 +14,10 @@ from postroom.testing.suite import proves, requires
 async def test_never_early(scene: Scene) -> None:
     """a message for later is not delivered before its time, and then is."""
     queue = await scene.queue()
+    consumer = await scene.consume(queue, lease=20 * scene.unit)
     await scene.publish(
         scene.message(queue, "later", not_before=scene.now() + 2 * scene.unit), scene.message(queue, "now")
     )
-    consumer = await scene.consume(queue, lease=20 * scene.unit)
     assert labels([await scene.take_one(consumer)]) == ["now"]
     assert await scene.counts(queue) == {"delayed": 1, "running": 1}
     await scene.pass_time(scene.unit)
