@@ -106,8 +106,9 @@ def test_a_foreign_record_has_a_lasting_identity() -> None:
 @pytest.mark.parametrize(
     "name", ["postroom-attempt", "postroom-due", "postroom-expires", "postroom-priority", "ce_time"]
 )
-def test_nonsense_in_a_foreign_header_is_no_header(name: str) -> None:
-    told = wire.read(Received(wire.Record("t", b"\xff", b"\xff", [(name, b"\xff!")])), "orders")
+@pytest.mark.parametrize("value", [b"\xff!", b"", b"nan", b"inf", None])
+def test_nonsense_in_a_foreign_header_is_no_header(name: str, value: bytes | None) -> None:
+    told = wire.read(Received(wire.Record("t", b"\xff", b"\xff", [(name, value)])), "orders")
     assert (told.attempt, told.due, told.message.expires_at, told.message.priority) == (1, None, None, 0)
 
 

@@ -60,6 +60,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         return wants(self.asked, message)
 
     def is_purged(self, place: Place, offset: int) -> bool:
+        if not self.purged:
+            return False
         mark = self.purged.get(place[0], {}).get(str(place[1]))
         return mark is not None and offset < mark.end and offset not in mark.running
 

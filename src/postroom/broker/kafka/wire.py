@@ -6,6 +6,7 @@ what CloudEvents has no word for begins with ``postroom-``. Headers of the user 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -57,13 +58,18 @@ class Envelope(msgspec.Struct, kw_only=True, frozen=True):
         return msgspec.json.decode(self.history, type=list[Failure]) if self.history else []
 
 
-_INT = {"attempt": "postroom-attempt", "redriven": "postroom-redriven"}
+_TOLD_ELSEWHERE = ("content-type", "ce_specversion", "ce_source")
+_NUMBERS = {
+    "priority": "postroom-priority",
+    "not_before": "postroom-not-before",
+    "expires_at": "postroom-expires",
+    "dedup_window": "postroom-dedup-window",
+    "result_ttl": "postroom-result-ttl",
+}
 _RESERVED = frozenset(
-    {"content-type", "ce_specversion", "ce_id", "ce_type", "ce_source", "ce_time", "postroom-topic", "postroom-headers"}
-    | {"postroom-priority", "postroom-not-before", "postroom-expires", "postroom-idempotency-key"}
-    | {"postroom-dedup-window", "postroom-result-ttl", "postroom-due", "postroom-failures", "postroom-suspect"}
-    | {"postroom-replayed", "postroom-to", "postroom-state", "postroom-dead-at", "postroom-key"}
-    | set(_INT.values())
+    {*_TOLD_ELSEWHERE, *_NUMBERS.values(), "ce_id", "ce_type", "ce_time", "postroom-topic", "postroom-headers"}
+    | {"postroom-idempotency-key", "postroom-attempt", "postroom-redriven", "postroom-due", "postroom-failures"}
+    | {"postroom-suspect", "postroom-replayed", "postroom-to", "postroom-state", "postroom-dead-at", "postroom-key"}
 )
 
 
@@ -114,21 +120,14 @@ def history(failures: list[Failure]) -> bytes:
 def read(record: Any, topic: str) -> Envelope:
     """Of a record of ours or of anybody: what a foreign one does not say is derived from where it lies, for ever the
     same. ``topic``: what the name of its Kafka topic means. ``record``: a ``confluent_kafka.Message``."""
-    found: dict[str, bytes] = {name: value or b"" for name, value in record.headers() or ()}
+    found: dict[str, bytes | None] = dict(record.headers() or ())
     take = found.pop
-    identity = take("ce_id", None)
-    created, due = take("ce_time", None), take("postroom-due", None)
-    not_before, key = _number(take("postroom-not-before", None), None), record.key()
-    name = take("ce_type", None)
-    topic = take("postroom-topic", topic.encode()).decode()
-    priority, expires = take("postroom-priority", None), take("postroom-expires", None)
-    unusual: dict[str, Any] = {}
-    if "postroom-idempotency-key" in found:
-        unusual["idempotency_key"] = take("postroom-idempotency-key").decode()
-    if "postroom-dedup-window" in found:
-        unusual["dedup_window"] = _number(take("postroom-dedup-window"), 86_400.0)
-    if "postroom-result-ttl" in found:
-        unusual["result_ttl"] = _number(take("postroom-result-ttl"), 86_400.0)
+    identity, name, created = take("ce_id", None), take("ce_type", None), take("ce_time", None)
+    for told in _TOLD_ELSEWHERE:
+        take(told, None)
+    if found and "postroom-topic" in found:
+        topic = _text(found, "postroom-topic")
+    key = record.key()
     message = Message(
         id=identity.decode(errors="replace")
         if identity
@@ -136,24 +135,34 @@ def read(record: Any, topic: str) -> Envelope:
         topic=topic,
         name=name.decode(errors="replace") if name is not None else topic,
         body=record.value() or b"",
-        headers=_user_headers(found),
         key=None if key is None else key.decode(errors="replace"),
-        priority=int(_number(priority, 0.0) or 0),
         created_at=_time(created or b"", record.timestamp()[1]),
-        not_before=not_before,
-        expires_at=_number(expires, None),
-        **unusual,
+        **(_uncommon(found) if found else {}),
     )
+    if not found:
+        return Envelope(message=message)
     return Envelope(
         message=message,
-        attempt=int(_number(found.get("postroom-attempt"), 1.0) or 1),
-        due=_number(due, None) if due is not None else not_before,
-        history=found.get("postroom-failures", b""),
+        attempt=int(_number(found, "postroom-attempt") or 1),
+        due=_number(found, "postroom-due") if "postroom-due" in found else message.not_before,
+        history=found.get("postroom-failures") or b"",
         suspect="postroom-suspect" in found,
         replayed="postroom-replayed" in found,
-        redriven=int(_number(found.get("postroom-redriven"), 0.0) or 0),
-        to=found["postroom-to"].decode() if "postroom-to" in found else None,
+        redriven=int(_number(found, "postroom-redriven") or 0),
+        to=_text(found, "postroom-to") if "postroom-to" in found else None,
     )
+
+
+def _uncommon(found: dict[str, bytes | None]) -> dict[str, Any]:
+    """The fields of a message that most do not have."""
+    fields: dict[str, Any] = {"headers": _user_headers(found)}
+    if "postroom-idempotency-key" in found:
+        fields["idempotency_key"] = _text(found, "postroom-idempotency-key")
+    numbers = {field: _number(found, name) for field, name in _NUMBERS.items() if name in found}
+    fields |= {field: value for field, value in numbers.items() if value is not None}
+    if "priority" in fields:
+        fields["priority"] = int(fields["priority"])
+    return fields
 
 
 def header(record: Any, name: str) -> bytes | None:
@@ -193,22 +202,25 @@ def _message_headers(message: Message) -> Headers:
     return headers
 
 
-def _user_headers(found: dict[str, bytes]) -> Mapping[str, str]:
+def _user_headers(found: dict[str, bytes | None]) -> Mapping[str, str]:
+    headers = {name: _text(found, name) for name in found if name not in _RESERVED}
     odd = found.get("postroom-headers")
-    headers = {name: value.decode(errors="replace") for name, value in found.items() if name not in _RESERVED}
     if odd:
         headers |= msgspec.json.decode(odd, type=dict[str, str])
     return headers or NO_HEADERS
 
 
-def _number(text: bytes | None, default: float | None) -> float | None:
+def _text(found: dict[str, bytes | None], name: str) -> str:
+    return (found[name] or b"").decode(errors="replace")
+
+
+def _number(found: dict[str, bytes | None], name: str) -> float | None:
     """A header of a foreign client may say anything; what is no number is as if it were not there."""
-    if text is None:
-        return default
     try:
-        return float(text)
+        number = float(found.get(name) or b"")
     except ValueError:
-        return default
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _stamp(time: float) -> str:
