@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
@@ -24,8 +25,8 @@ _HIDDEN = 60
 _OLD = 604_800.0
 """Seconds, a week: half of what the service keeps a message."""
 _FIRST_LOOK, _NEXT_LOOK = 600.0, 21_600.0
-_PATIENCE = 5.0
-"""Seconds to wait for letters that somebody else is reading."""
+_PATIENCE = 10.0
+"""Seconds for which a reader makes way for others until it has seen all."""
 
 
 class _Found(msgspec.Struct):
@@ -100,7 +101,7 @@ async def renew(service: Service, kept: Kept, older_than: float, now: float) -> 
 async def purge(service: Service, kept: Kept) -> int:
     """Delete what is visible. ``PurgeQueue`` would take what runs as well."""
     count = 0
-    async for messages in _visible(service, kept.url, others=False):
+    async for messages in _visible(service, kept.url):
         answers = await service.delete(kept.url, [message["ReceiptHandle"] for message in messages])
         count += sum(answer is None for answer in answers)
     return count
@@ -108,10 +109,27 @@ async def purge(service: Service, kept: Kept) -> int:
 
 async def _read(service: Service, kept: Kept, wanted: Collection[str] | None) -> dict[str, _Found]:
     """All letters by id, now invisible to others; no further than until all of ``wanted`` are found."""
+    deadline = time.monotonic() + _PATIENCE
+    while wanted is None or wanted:
+        found = await _seize(service, kept, wanted)
+        if wanted is not None and set(wanted) <= found.keys():
+            return found
+        mine = sum(len(item.receipts) for item in found.values())
+        elsewhere = await _hidden(service, kept.dead_url) - mine
+        if elsewhere <= 0:
+            return found
+        if time.monotonic() > deadline:
+            logger.warning("%s: about %d dead letters are being read by somebody else", kept.name, elsewhere)
+            return found
+        # Who has the others may be waiting for ours.
+        await _show(service, kept, found.values())
+        await asyncio.sleep(random.uniform(0.1, 1.5))
+    return {}
+
+
+async def _seize(service: Service, kept: Kept, wanted: Collection[str] | None) -> dict[str, _Found]:
     found: dict[str, _Found] = {}
-    if wanted is not None and not wanted:
-        return found
-    async for messages in _visible(service, kept.dead_url, others=True):
+    async for messages in _visible(service, kept.dead_url):
         for raw in messages:
             system = raw.get("Attributes", {})
             group = system.get("MessageGroupId") if kept.declared.ordered else None
@@ -124,10 +142,8 @@ async def _read(service: Service, kept: Kept, wanted: Collection[str] | None) ->
     return found
 
 
-async def _visible(service: Service, url: str, *, others: bool) -> AsyncIterator[list[dict[str, Any]]]:
-    """Receive until nothing is left; with ``others`` also what another reader has in its hands."""
-    mine = 0
-    deadline = time.monotonic() + _PATIENCE
+async def _visible(service: Service, url: str) -> AsyncIterator[list[dict[str, Any]]]:
+    """Receive until nothing is left."""
     while True:
         try:
             answer = await service.call(
@@ -144,15 +160,15 @@ async def _visible(service: Service, url: str, *, others: bool) -> AsyncIterator
         except Missing:
             raise not_found(url.rpartition("/")[2]) from None
         messages = answer.get("Messages", [])
-        if messages:
-            mine += len(messages)
-            yield messages
-            continue
-        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
-        told = await service.call("sqs", "get_queue_attributes", QueueUrl=url, AttributeNames=names)
-        visible, hidden = (int(told["Attributes"][name]) for name in names)
-        if (not visible and (not others or hidden <= mine)) or time.monotonic() > deadline:
+        if not messages:
             return
+        yield messages
+
+
+async def _hidden(service: Service, url: str) -> int:
+    name = "ApproximateNumberOfMessagesNotVisible"
+    told = await service.call("sqs", "get_queue_attributes", QueueUrl=url, AttributeNames=[name])
+    return int(told["Attributes"][name])
 
 
 async def _show(service: Service, kept: Kept, items: Collection[_Found]) -> None:

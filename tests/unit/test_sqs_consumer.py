@@ -1,0 +1,252 @@
+"""What is particular to SQS: hops, filters that SNS cannot keep, ordered topics, the end at 12 hours, twins."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from services.sqs import CREDENTIALS, SQSServer
+
+from postroom.broker.base import Ack, Consumer, Dead, Delivery, Release, Retry, Subscription, Topic
+from postroom.broker.sqs import SQSBroker
+from postroom.broker.sqs.held import MOST_HIDDEN
+from postroom.errors import ConfigurationError, LeaseLost, MessageTooLarge
+from postroom.message import Failure, Message, new_id
+from tests.servers import private
+
+Play = Callable[[Callable[[SQSBroker, SQSBroker], Awaitable[None]]], None]
+FAILURE = Failure(attempt=1, reason="error", error="ValueError")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SQSServer]:
+    with pytest.MonkeyPatch.context() as patch, private("sqs", tmp_path_factory.mktemp("sqs")) as made:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        assert isinstance(made, SQSServer)
+        yield made
+
+
+@pytest.fixture
+def play(server: SQSServer) -> Play:
+    """Runs a scenario with two connected brokers on fresh queues."""
+
+    async def run(scenario: Callable[[SQSBroker, SQSBroker], Awaitable[None]]) -> None:
+        url = f"{server.url}&namespace=t{uuid4().hex[:12]}"
+        brokers = SQSBroker(url), SQSBroker(url)
+        for broker in brokers:
+            await broker.connect()
+        try:
+            async with asyncio.timeout(60):
+                await scenario(*brokers)
+        finally:
+            for broker in brokers:
+                await broker.close()
+
+    return lambda scenario: asyncio.run(run(scenario))
+
+
+def message(topic: str, body: str = "m", **fields: Any) -> Message:
+    return Message(**({"id": new_id(), "topic": topic, "name": "work", "body": body.encode()} | fields))
+
+
+async def queue(broker: SQSBroker, name: str, **options: Any) -> None:
+    await broker.declare([Topic(name=name, queue=True)], [Subscription(name=name, pattern=name, **options)])
+
+
+async def take(consumer: Consumer, count: int) -> list[Delivery]:
+    taken: list[Delivery] = []
+    while len(taken) < count:
+        taken += await consumer.receive(count - len(taken), 5.0)
+    return taken
+
+
+def bodies(deliveries: list[Delivery]) -> list[str]:
+    return [delivery.message.body.decode() for delivery in deliveries]
+
+
+async def counts(broker: SQSBroker) -> dict[str, int]:
+    (stats,) = await broker.stats()
+    return {name: count for name in ("ready", "delayed", "running", "dead") if (count := getattr(stats, name))}
+
+
+def test_what_comes_too_early_is_passed_on(play: Play) -> None:
+    """SNS delays nothing: whoever finds the event first hides it until its time, and that is no attempt."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await broker.declare([Topic(name="t")], [Subscription(name="s", pattern="t")])
+        due = time.time() + 2.5
+        await broker.publish([message("t", not_before=due)])
+        consumer = await broker.consume("s")
+        assert await consumer.receive(1, 0.5) == []
+        assert await counts(broker) == {"delayed": 1}
+        (delivery,) = await take(await other.consume("s"), 1)
+        assert time.time() >= due
+        assert (delivery.attempt, delivery.suspect) == (1, False)
+
+    play(scenario)
+
+
+def test_a_long_delay_goes_in_hops(play: Play) -> None:
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q")
+        await broker.publish([message("q", not_before=time.time() + 5000)])
+        assert await counts(broker) == {"delayed": 1}
+        consumer = await broker.consume("q")
+        await broker.publish([message("q", "failed")])
+        (delivery,) = await take(consumer, 1)
+        assert await consumer.settle([(delivery, Retry(delay=100_000.0, failure=FAILURE))]) == [None]
+        assert await counts(broker) == {"delayed": 2}
+
+    play(scenario)
+
+
+def test_a_filter_that_sns_cannot_keep(play: Play) -> None:
+    """Of messages with many headers the consumer drops those it does not want, and nobody hears of them."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await broker.declare(
+            [Topic(name="t")],
+            [Subscription(name="s", pattern="t", where={"region": "eu", "a header": "x"})],
+        )
+        many = {str(number): "x" for number in range(8)}
+        wanted = {"region": "eu", "a header": "x"}
+        await broker.publish(
+            [
+                message("t", "wanted", headers=wanted | many),
+                message("t", "other region", headers={"region": "us", "a header": "x"} | many),
+                message("t", "few", headers=wanted),
+                message("t", "shown", headers={"region": "eu"}),
+            ]
+        )
+        consumer = await broker.consume("s")
+        assert sorted(bodies(await take(consumer, 2))) == ["few", "wanted"]
+        assert await consumer.receive(10, 0.5) == []
+        assert await counts(broker) == {"running": 2}
+
+    play(scenario)
+
+
+def test_an_ordered_subscription_of_a_topic(play: Play) -> None:
+    """Publishers send to it themselves, also those that knew the topic before; beside it SNS serves the others."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await broker.declare([Topic(name="t")], [Subscription(name="plain", pattern="t")])
+        await other.publish([message("t", "before", key="k")])
+        declared = Subscription(name="ordered", pattern="t", ordered=True, where={"region": "eu"})
+        await broker.declare([], [declared])
+        eu = {"region": "eu"}
+        await other.publish([message("t", str(number), key="k", headers=eu) for number in range(12)])
+        await other.publish([message("t", "us", key="k", headers={"region": "us"})])
+        consumer, seen = await broker.consume("ordered"), []
+        for _ in range(12):
+            (delivery,) = await take(consumer, 1)
+            seen += bodies([delivery])
+            await consumer.settle([(delivery, Ack())])
+        assert seen == [str(number) for number in range(12)]
+        assert await consumer.receive(1, 0.5) == []
+        assert len(await take(await broker.consume("plain"), 14)) == 14
+
+    play(scenario)
+
+
+def test_attempts_in_an_ordered_queue(play: Play) -> None:
+    """In one process a release does not count; the service counts it for another, and errors are not handed on."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q", ordered=True)
+        await broker.publish([message("q", key="k", not_before=time.time() + 1.5)])
+        consumer = await broker.consume("q")
+        assert await consumer.receive(1, 0.5) == []
+        for outcome, attempt in ((Release(), 1), (Retry(delay=0.0, failure=FAILURE), 1), (Release(), 2)):
+            (delivery,) = await take(consumer, 1)
+            assert (delivery.attempt, delivery.suspect) == (attempt, False)
+            assert await consumer.settle([(delivery, outcome)]) == [None]
+        (delivery,) = await take(await other.consume("q"), 1)
+        assert (delivery.attempt, delivery.suspect) == (4, True)
+
+    play(scenario)
+
+
+def test_a_lease_ends_at_12_hours(play: Play) -> None:
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q")
+        await broker.publish([message("q", "old"), message("q", "new")])
+        consumer = await broker.consume("q", lease=30.0)
+        old, new = sorted(await take(consumer, 2), key=lambda delivery: delivery.message.body, reverse=True)
+        old.receipt.taken -= MOST_HIDDEN - 10
+        assert await consumer.extend([old, new]) == []
+        assert old.receipt.until < time.monotonic() + 11 < new.receipt.until
+        old.receipt.taken -= 20
+        assert await consumer.extend([old, new]) == [old]
+        old.receipt.until = 0.0
+        (answer,) = await consumer.settle([(old, Ack())])
+        assert isinstance(answer, LeaseLost)
+        with pytest.raises(ConfigurationError, match="12 h"):
+            await broker.consume("q", lease=MOST_HIDDEN + 1)
+
+    play(scenario)
+
+
+def test_the_service_gives_one_message_twice(play: Play) -> None:
+    """At least once, it says: while we have it, it is one delivery, settled with the later receipt."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q")
+        await broker.publish([message("q")])
+        consumer = await broker.consume("q")
+        (delivery,) = await take(consumer, 1)
+        service, topology = broker._opened()
+        await service.hide((await topology.find("q")).url, [(delivery.receipt.receipt, 0)])
+        first = delivery.receipt.receipt
+        assert await consumer.receive(1, 0.5) == []
+        assert delivery.receipt.receipt != first
+        assert await consumer.settle([(delivery, Ack())]) == [None]
+        assert await counts(broker) == {}
+
+    play(scenario)
+
+
+def test_an_event_is_as_large_as_its_topic_takes(play: Play) -> None:
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await broker.declare([Topic(name="t")], [Subscription(name="s", pattern="t")])
+        answers = await broker.publish([message("t", "x" * 250_000), message("t", "x" * 700_000), message("t")])
+        assert [isinstance(answer, str) for answer in answers] == [True, False, True]
+        assert isinstance(answers[1], MessageTooLarge)
+
+    play(scenario)
+
+
+def test_a_deleted_queue_is_told(play: Play) -> None:
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q")
+        await broker.publish([message("q")])
+        await other.unsubscribe("q")
+        (answer,) = await broker.publish([message("q")])
+        assert type(answer).__name__ == "TopicNotFound"
+        await queue(other, "q")
+        lost = message("q", "again")
+        assert await broker.publish([lost]) == [lost.id]
+
+    play(scenario)
+
+
+def test_two_people_read_the_dead_letters_at_once(play: Play) -> None:
+    """One has them in hand, hidden from the other, who waits for a moment: both see all."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q")
+        sent = [message("q", str(number)) for number in range(25)]
+        await broker.publish(sent)
+        consumer = await broker.consume("q")
+        await consumer.settle([(delivery, Dead(FAILURE)) for delivery in await take(consumer, 25)])
+        ids = {one.id for one in sent}
+        for found in await asyncio.gather(broker.dead_letters("q"), other.dead_letters("q")):
+            assert {letter.message.id for letter in found} == ids
+        assert await counts(broker) == {"dead": 25}
+
+    play(scenario)
