@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain, count, zip_longest
@@ -23,6 +24,7 @@ from postroom.broker.kafka.reader import Reader
 from postroom.broker.kafka.sender import Sender
 from postroom.broker.kafka.survey import Survey
 from postroom.broker.kafka.topology import Entry, Topology
+from postroom.broker.kafka.trim import trim
 from postroom.broker.kafka.wire import Envelope, Record
 from postroom.clock import Clock, SystemClock
 from postroom.doctor import Finding
@@ -41,6 +43,8 @@ logger = logging.getLogger("postroom.broker")
 
 _REFRESH = 1.0
 """Seconds within which what another process declares is known here."""
+_TRIM = 60.0
+"""Seconds, more or less, after which what is done is deleted."""
 _STRANGER = {KafkaError.NON_EMPTY_GROUP, KafkaError.GROUP_ID_NOT_FOUND}
 
 
@@ -117,15 +121,25 @@ class KafkaBroker(Broker):
         self._admin_client = None
 
     async def _watch(self) -> None:
-        """See what other processes declare. Until cancelled."""
+        """See what other processes declare, and make room. Until cancelled."""
+        trim_at = self._clock.now() + _TRIM * random.random()
         while True:
             await asyncio.sleep(_REFRESH)
             if self._hubs:
                 try:
                     await self._opened().refresh()
+                    self._tell_hubs()
+                    if self._clock.now() >= trim_at:
+                        trim_at = self._clock.now() + _TRIM * (0.5 + random.random())
+                        await self.trim()
                 except BrokerUnavailable as error:
-                    logger.debug("cannot see what was declared: %s", error)
-                self._tell_hubs()
+                    logger.debug("cannot look after the topology: %s", error)
+                except ConfigurationError as error:
+                    logger.warning("cannot make room: %s", error)
+
+    async def trim(self) -> None:
+        """Delete what is done; by itself once a minute while there are consumers. Raises ``BrokerUnavailable``."""
+        await trim(self.options, self._opened(), self._admin, self._survey)
 
     def _tell_hubs(self) -> None:
         for name, hub in self._hubs.items():
