@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 from services.base import Server, ServiceMissing, accepts, install_package, is_alive, wait_until
@@ -19,6 +20,10 @@ class PostgreSQLServer(Server):
 
     name = "postgresql"
 
+    def __init__(self, folder: Path) -> None:
+        # Not in the folder of a test: pytest shuts those to all but itself, and root's server is another user's.
+        super().__init__(Path(tempfile.mkdtemp(prefix="postroom-postgresql-")))
+
     @property
     def url(self) -> str:
         return f"postgresql://{_USER}@127.0.0.1:{self.port}/postgres"
@@ -31,8 +36,8 @@ class PostgreSQLServer(Server):
         programs = _programs()
         data = self.folder / "data"
         if not data.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _open_up(self.folder)
+            if os.geteuid() == 0:
+                shutil.chown(self.folder, _USER, _USER)
             _run(programs / "initdb", "-D", str(data), "-A", "trust", "-U", _USER, "--no-sync")
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.folder}"
         _run(programs / "pg_ctl", "-D", str(data), "-w", "-l", str(self.folder / "log"), "-o", options, "start")
@@ -55,16 +60,6 @@ def _programs() -> Path:
         if attempt == 0 and os.geteuid() == 0 and shutil.which("apt-get"):
             install_package("postgresql")
     raise ServiceMissing("PostgreSQL is missing; install the package postgresql")
-
-
-def _open_up(folder: Path) -> None:
-    """Hand the folder to the server's user, and let that user reach it."""
-    if os.geteuid() != 0:
-        return
-    shutil.chown(folder, _USER, _USER)
-    for parent in folder.parents:
-        if parent.stat().st_mode & 0o001 == 0:
-            parent.chmod(parent.stat().st_mode | 0o001)
 
 
 def _run(program: Path, *arguments: str) -> None:

@@ -161,7 +161,7 @@ def _alive(pid: int) -> bool:
         (("worker", "missing.py:app"), 1, "no file"),
         (("worker", "tasks:app", "--queues", "defalt"), 1, "did you mean 'default'"),
         (("queues", "--broker", "sqlite:///nothing.db"), 1, "there is no nothing.db"),
-        (("queues", "--broker", "amqp://x"), 1, "no broker for"),
+        (("queues", "--broker", "mongodb://x"), 1, "no broker for"),
         (("jobs", "show", "nobody"), 1, "no job nobody"),
         (("dead", "list", "nothing"), 1, "nothing"),
         (("dead", "redrive", "bad"), 1, "--all"),
