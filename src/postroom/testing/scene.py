@@ -261,6 +261,9 @@ class Scene:
 
     async def counts(self, subscription: str) -> Mapping[str, int]:
         """ready, delayed, running, dead: only those that are not 0."""
+        if not self.harness.capabilities.exact_stats:
+            # Estimates are right when all is quiet.
+            await self.settle()
         stats = await self.stats(subscription)
         return {name: count for name in ("ready", "delayed", "running", "dead") if (count := getattr(stats, name))}
 

@@ -157,9 +157,10 @@ class AMQPBroker(Broker):
     async def stats(self) -> list[SubscriptionStats]:
         self._check()
         state = await self._directory.refresh()
-        return [
-            await self._count(state.subscriptions[name], state.is_queue(name)) for name in sorted(state.subscriptions)
-        ]
+        names = sorted(state.subscriptions)
+        queues = [queue for name in names for queue in (self._address.queue(name), self._address.dead(name))]
+        depths = await self._depths(queues)
+        return [self._count(state.subscriptions[name], state.is_queue(name), depths) for name in names]
 
     async def dead_letters(
         self, subscription: str, *, ids: Sequence[str] | None = None, after: str | None = None, limit: int = 100
@@ -312,31 +313,34 @@ class AMQPBroker(Broker):
 
     # Counting
 
-    async def _count(self, subscription: Subscription, is_queue: bool) -> SubscriptionStats:
+    def _count(self, subscription: Subscription, is_queue: bool, depths: Mapping[str, int]) -> SubscriptionStats:
         name = subscription.name
         consumers = [consumer for consumer in self._consumers if consumer.name == name]
         return SubscriptionStats(
             name=name,
             pattern=subscription.pattern,
             queue=is_queue,
-            ready=await self._depth(self._address.queue(name)) + sum(consumer.waiting for consumer in consumers),
+            ready=depths.get(self._address.queue(name), 0) + sum(consumer.waiting for consumer in consumers),
             delayed=self._delayed(name),
             running=sum(consumer.running for consumer in consumers),
-            dead=await self._depth(self._address.dead(name)),
+            dead=depths.get(self._address.dead(name), 0),
             oldest=None,
         )
 
-    async def _depth(self, queue: str) -> int:
+    async def _depths(self, queues: Sequence[str]) -> dict[str, int]:
+        """How many messages are ready in each; what does not exist is left out."""
+        depths: dict[str, int] = {}
         channel = await self._reading.channel()
-        try:
-            declared = await channel.call("queue_declare", queue=queue, passive=True)
-        except Refused as error:
-            if error.code == NOT_FOUND:
-                return 0
-            raise BrokerUnavailable(str(error)) from error
-        finally:
-            await channel.close()
-        return int(declared.method.message_count)
+        for queue in queues:
+            try:
+                declared = await channel.call("queue_declare", queue=queue, passive=True)
+                depths[queue] = int(declared.method.message_count)
+            except Refused as error:
+                if error.code != NOT_FOUND:
+                    raise BrokerUnavailable(str(error)) from error
+                channel = await self._reading.channel()
+        await channel.close()
+        return depths
 
     def _note_delayed(self, message: Message) -> None:
         state = self._directory.known

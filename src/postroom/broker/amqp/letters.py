@@ -6,13 +6,14 @@ import asyncio
 import heapq
 from collections.abc import Sequence
 from typing import Any
+from uuid import uuid4
 
-import msgspec
+from pika import BasicProperties  # type: ignore[import-untyped]
 
 from postroom.broker.amqp import wire
 from postroom.broker.amqp.address import Address
 from postroom.broker.amqp.confirms import Post, Publisher
-from postroom.broker.amqp.link import Channel, Link, Refused
+from postroom.broker.amqp.link import Link, Refused
 from postroom.broker.amqp.wire import Copy
 from postroom.clock import Clock
 from postroom.errors import BrokerUnavailable
@@ -22,8 +23,9 @@ _ACCESS_REFUSED = 403
 _OTHERS = 20.0
 """Seconds to wait while somebody else looks through the same queue."""
 _PAUSE = 0.05
-_SILENCE = 2.0
-"""Seconds without a message after which the rest is taken for gone."""
+_SILENCE = 5.0
+_MOST = 65_535
+_MARK = "postroom-end"
 
 
 class Letters:
@@ -42,7 +44,7 @@ class Letters:
         wanted = None if ids is None else frozenset(ids)
         page: list[tuple[tuple[float, str], DeadLetter]] = []
         start = None if after is None else await self._place_of(subscription, after)
-        async with _Look(self._link, self._address.dead(subscription)) as look:
+        async with _Look(self._link, self._publisher, self._address.dead(subscription)) as look:
             async for _, copy in look:
                 place = _place(copy)
                 if (start is not None and place <= start) or (wanted is not None and copy.message.id not in wanted):
@@ -70,7 +72,7 @@ class Letters:
 
     async def _place_of(self, subscription: str, message_id: str) -> tuple[float, str] | None:
         """Where the letter of that id stands; ``None``: it is not there."""
-        async with _Look(self._link, self._address.dead(subscription)) as look:
+        async with _Look(self._link, self._publisher, self._address.dead(subscription)) as look:
             async for _, copy in look:
                 if copy.message.id == message_id:
                     return _place(copy)
@@ -79,7 +81,7 @@ class Letters:
     async def _take(self, subscription: str, ids: Sequence[str], let_go: Any) -> list[str]:
         """Remove those of ``ids`` for which ``let_go(copy)`` says that they may go. Returns which."""
         wanted, taken = set(ids), []
-        async with _Look(self._link, self._address.dead(subscription)) as look:
+        async with _Look(self._link, self._publisher, self._address.dead(subscription)) as look:
             async for tag, copy in look:
                 # The same id twice: a move that was interrupted between its two steps, or a second delivery.
                 if copy.message.id in wanted and copy.message.id not in taken and await let_go(copy):
@@ -92,45 +94,65 @@ class Letters:
 
 
 class _Look:
-    """All of a queue, message by message, each with its tag. What was not removed is back at the end."""
+    """All of a queue, message by message, each with its tag. What was not removed is back at the end.
 
-    def __init__(self, link: Link, queue: str) -> None:
+    No server tells where a queue ends, and its count lags behind what was just put back. So we put a mark at the end,
+    and look up to that.
+    """
+
+    def __init__(self, link: Link, publisher: Publisher, queue: str) -> None:
         self._link = link
+        self._publisher = publisher
         self._queue = queue
-        self._arrived: asyncio.Queue[tuple[int, Copy] | None] = asyncio.Queue()
-        self._left = 0
+        self._mark = uuid4().hex
+        self._at_end = False
+        self._arrived: asyncio.Queue[tuple[Any, Any, bytes] | None] = asyncio.Queue()
 
     async def __aenter__(self) -> _Look:
         for _ in range(int(_OTHERS / _PAUSE)):
             self._channel = await self._link.channel()
             try:
-                await self._begin(self._channel)
+                await self._begin()
                 return self
             except Refused as error:
                 if error.code != _ACCESS_REFUSED:
                     raise BrokerUnavailable(str(error)) from error
+            except BaseException:
+                await self._channel.close()
+                raise
             await asyncio.sleep(_PAUSE)
         raise BrokerUnavailable(f"for {_OTHERS:.0f} s others have been looking through {self._queue!r}; try again")
 
-    async def __aexit__(self, *_: object) -> None:
-        # Everything unsettled goes back with the channel.
-        await self._channel.close()
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                # Not to leave the mark behind.
+                async for _ in self:
+                    pass
+        finally:
+            # Everything unsettled goes back with the channel.
+            await self._channel.close()
 
     def __aiter__(self) -> _Look:
         return self
 
     async def __anext__(self) -> tuple[int, Copy]:
-        if self._left <= 0:
-            raise StopAsyncIteration
-        try:
-            async with asyncio.timeout(_SILENCE):
-                found = await self._arrived.get()
-        except TimeoutError:
-            raise StopAsyncIteration from None
-        if found is None:
-            raise BrokerUnavailable(f"the connection was lost while looking through {self._queue!r}")
-        self._left -= 1
-        return found
+        while not self._at_end:
+            try:
+                async with asyncio.timeout(_SILENCE):
+                    found = await self._arrived.get()
+            except TimeoutError:
+                # There are more than the server hands over to one: these are the oldest.
+                self._at_end = True
+                raise StopAsyncIteration from None
+            if found is None:
+                raise BrokerUnavailable(f"the connection was lost while looking through {self._queue!r}")
+            method, properties, body = found
+            if properties.type != _MARK:
+                return method.delivery_tag, wire.read_dead(properties, body, self._queue)
+            self.remove(method.delivery_tag)
+            self._at_end = properties.message_id == self._mark
+        raise StopAsyncIteration
 
     def remove(self, tag: int) -> None:
         self._channel.raw.basic_ack(tag)
@@ -139,20 +161,20 @@ class _Look:
         """Return once the server has removed what was to be removed."""
         await self._channel.call("flow", active=True)
 
-    async def _begin(self, channel: Channel) -> None:
-        channel.when_closed(lambda _: self._arrived.put_nowait(None))
-        declared = await channel.call("queue_declare", queue=self._queue, passive=True)
-        self._left = int(declared.method.message_count)
-        if self._left:
-            # To the end of it: what is unsettled is not handed over twice.
-            await channel.call("basic_qos", prefetch_count=min(65_535, self._left))
-        await channel.call("basic_consume", queue=self._queue, exclusive=True, on_message_callback=self._on_message)
-
-    def _on_message(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
-        copy = wire.read(properties, body, self._queue)
-        if copy.dead_at is None:
-            copy = msgspec.structs.replace(copy, dead_at=wire.died_at(properties) or copy.message.created_at)
-        self._arrived.put_nowait((method.delivery_tag, copy))
+    async def _begin(self) -> None:
+        self._channel.when_closed(lambda _: self._arrived.put_nowait(None))
+        # What is unsettled is not handed over twice; so all of it must fit.
+        await self._channel.call("basic_qos", prefetch_count=_MOST)
+        await self._channel.call(
+            "basic_consume",
+            queue=self._queue,
+            exclusive=True,
+            on_message_callback=lambda _, *found: self._arrived.put_nowait(found),
+        )
+        properties = BasicProperties(message_id=self._mark, type=_MARK, delivery_mode=2)
+        (answer,) = await self._publisher.send([Post("", self._queue, properties, b"")])
+        if answer != "stored":
+            raise BrokerUnavailable(f"cannot look through {self._queue!r}: {answer}")
 
 
 def _place(copy: Copy) -> tuple[float, str]:

@@ -79,7 +79,8 @@ class Link:
 
     async def close(self) -> None:
         self._closed = True
-        connection, gone = self._connection, self._gone
+        async with self._opening:
+            connection, gone = self._connection, self._gone
         if connection is None or gone is None:
             return
         if connection.is_open:
@@ -203,7 +204,8 @@ class Channel:
         """
         for tag in tags:
             self.raw._send_method(pika.spec.Basic.Cancel(consumer_tag=tag, nowait=True))
-        self.raw.flow(True, callback=lambda _: [self.raw._consumers.pop(tag, None) for tag in tags])
+        # Once the server has answered what comes after, nothing more is on its way.
+        self.raw.basic_qos(callback=lambda _: [self.raw._consumers.pop(tag, None) for tag in tags])
 
     async def close(self) -> None:
         """What it holds unsettled goes back to its queues."""

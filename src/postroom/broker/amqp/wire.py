@@ -275,13 +275,28 @@ def named(copy: Copy, message_id: str) -> Copy:
     return msgspec.structs.replace(copy, message=msgspec.structs.replace(copy.message, id=message_id))
 
 
-def died_at(properties: Any) -> float | None:
-    """When the server itself dead-lettered it; ``None``: it did not."""
-    deaths = (properties.headers or {}).get("x-death")
+def read_dead(properties: Any, body: bytes, topic: str) -> Copy:
+    """A dead letter. There the server counts how often it was looked at: that is no death."""
+    copy = msgspec.structs.replace(read(properties, body, topic), deaths=0)
+    if copy.dead_at is not None:
+        return copy
+    # The server itself has dead-lettered it: it has killed its holders faster than any of them could settle it.
+    reason, died_at = _death(properties.headers or {})
+    told = Failure(
+        attempt=copy.attempt,
+        reason="worker_lost",
+        message=f"RabbitMQ dead-lettered it: {reason}",
+        failed_at=died_at or copy.message.created_at,
+    )
+    return copy.buried(told, told.failed_at)
+
+
+def _death(headers: Mapping[str, Any]) -> tuple[str, float]:
+    deaths = headers.get("x-death")
     if not isinstance(deaths, list) or not deaths or not isinstance(deaths[0], Mapping):
-        return None
+        return "another client put it there", 0.0
     at = deaths[0].get("time")
-    return at.timestamp() if isinstance(at, datetime) else None
+    return str(deaths[0].get("reason")), at.timestamp() if isinstance(at, datetime) else 0.0
 
 
 def _is_reserved(name: str) -> bool:
