@@ -13,6 +13,8 @@ from postroom.broker.redis import RedisBroker
 from postroom.testing.clock import ManualClock
 from postroom.testing.conformance import *  # noqa: F403
 from postroom.testing.harness import Harness
+from postroom.testing.state_machine import run_state_machine
+from tests.conformance.test_state_machine import LEAST
 from tests.servers import private
 
 
@@ -66,3 +68,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def harness(server: Server, request: pytest.FixtureRequest) -> Harness:
     made: Harness = request.param(server)
     return made
+
+
+@pytest.mark.slow
+def test_any_sequence_of_operations(server: Server) -> None:
+    seen = run_state_machine(lambda: RedisHarness(server), max_examples=80, shrink=False)
+    assert not {thing: seen[thing] for thing, least in LEAST.items() if seen[thing] < least // 10}

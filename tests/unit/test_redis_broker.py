@@ -1,0 +1,184 @@
+"""What only the Redis broker promises: long histories in pages, nothing left behind, signs of life."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+from redis import Redis
+from services.base import Server
+
+from postroom.broker.base import Ack, Release, Subscription, Topic
+from postroom.broker.redis import RedisBroker
+from postroom.broker.redis.records import escape
+from postroom.message import Message
+from tests.servers import private
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with private("redis", tmp_path_factory.mktemp("redis")) as made:
+        yield made
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"t{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def url(server: Server, namespace: str) -> str:
+    return f"{server.url}?namespace={namespace}"
+
+
+def messages(topic: str, count: int, first: int = 0, **options: object) -> list[Message]:
+    return [
+        Message(id=f"{topic}-{n:05}", topic=topic, name="n", body=b"%d" % n, **options)
+        for n in range(first, first + count)
+    ]  # type: ignore[arg-type]
+
+
+QUEUE = ([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+
+
+def test_a_long_history_of_several_topics_is_replayed_in_order(url: str) -> None:
+    """Several pages of one topic beside few messages of another: all, once, as they were published."""
+
+    async def main() -> None:
+        broker = RedisBroker(url)
+        await broker.connect()
+        await broker.declare([Topic(name=name, retention=3600) for name in ("t.many", "t.few", "t.some")], [])
+        sent: list[str] = []
+        for step in range(9):
+            # Each in a call of its own, as one call has one time.
+            for topic, count in (("t.many", 60), ("t.some", 25), ("t.few", 1)):
+                batch = messages(topic, count, step * count)
+                sent += [item.id for item in batch]
+                await broker.publish(batch)
+                await asyncio.sleep(0.002)
+        await broker.declare([], [Subscription(name="late", pattern="t.*", start="earliest")])
+        consumer = await broker.consume("late")
+        for _ in range(2):
+            got: list[str] = []
+            while deliveries := await consumer.receive(500, 0.0):
+                got += [delivery.message.id for delivery in deliveries]
+                await consumer.settle([(delivery, Ack()) for delivery in deliveries])
+            assert got == sent
+            assert await broker.replay("late") == len(sent)
+        await broker.close()
+
+    asyncio.run(main())
+
+
+def test_a_filling_that_was_broken_off_is_made_good(url: str, server: Server, namespace: str) -> None:
+    """Who declares a subscription from earliest, and dies before it has the history: the next one completes it."""
+
+    async def main() -> None:
+        broker = RedisBroker(url)
+        await broker.connect()
+        late = Subscription(name="late", pattern="t", start="earliest")
+        await broker.declare([Topic(name="t", retention=3600)], [])
+        await broker.publish(messages("t", 5))
+        await broker._topology.declare([], [late])
+        assert (await broker.stats())[0].ready == 0
+        await broker.declare([], [late])
+        assert (await broker.stats())[0].ready == 5
+        await broker.declare([], [late])
+        assert (await broker.stats())[0].ready == 5
+        await broker.close()
+
+    asyncio.run(main())
+
+
+def test_nothing_is_left_of_what_has_gone(url: str, server: Server, namespace: str) -> None:
+    """C15: after the records are forgotten, and after an unsubscribe, there are no keys but the topology's."""
+
+    async def main() -> None:
+        broker = RedisBroker(url)
+        await broker.connect()
+        await broker.declare(
+            [*QUEUE[0], Topic(name="t")], [*QUEUE[1], Subscription(name="s", pattern="t", ordered=True)]
+        )
+        await broker.publish(messages("q", 20, result_ttl=0.0, expires_at=time.time() + 60))
+        consumer = await broker.consume("q")
+        deliveries = await consumer.receive(20, 1.0)
+        consumer.started(deliveries)
+        await consumer.settle([(delivery, Ack()) for delivery in deliveries])
+        with Redis.from_url(server.url, decode_responses=True) as client:
+            found = set(client.scan_iter(f"{{{namespace}}}:sub:q:*"))
+            # A token that rang for nobody may be left: there is never more than one.
+            assert found - {f"{{{namespace}}}:sub:q:bell"} == {
+                f"{{{namespace}}}:sub:q:{kind}" for kind in ("info", "holders")
+            }
+            await consumer.close()
+            await broker.publish(messages("t", 10, key="k"))
+            await broker.unsubscribe("s")
+            await broker.unsubscribe("q")
+            await broker.close()
+            left = {
+                key.removeprefix(f"{{{namespace}}}:").partition(":")[0]
+                for key in client.scan_iter(f"{{{namespace}}}:*")
+            }
+        assert left == {"topology", "numbers", "pulse", "inlet"}
+
+    asyncio.run(main())
+
+
+def test_a_consumer_whose_signs_of_life_stop_is_dead_long_before_its_lease(url: str) -> None:
+    """And one that goes on giving them is not, however short of time its handlers are."""
+
+    async def main() -> None:
+        dead, alive, other = RedisBroker(url), RedisBroker(url), RedisBroker(url)
+        for broker in (dead, alive, other):
+            await broker.connect()
+            await broker.declare(*QUEUE)
+            await broker.publish(messages("q", 2))
+        lost, held = await dead.consume("q"), await alive.consume("q")
+        (gone,) = await lost.receive(1, 1.0)
+        (kept,) = await held.receive(1, 1.0)
+        lost.started([gone])
+        assert dead._beating is not None
+        dead._beating.cancel()
+        begin = time.monotonic()
+        (again,) = await (await other.consume("q")).receive(5, 10.0)
+        assert time.monotonic() - begin < RedisBroker.capabilities.death_notice
+        assert (again.message.id, again.attempt, again.suspect) == (gone.message.id, 2, True)
+        assert await held.settle([(kept, Ack())]) == [None]
+        assert "LeaseLost" in repr(await lost.settle([(gone, Release())]))
+        for broker in (dead, alive, other):
+            await broker.close()
+
+    asyncio.run(main())
+
+
+def test_one_token_wakes_one_of_many(url: str) -> None:
+    """What is published to many that wait goes to as many as there is for, at once, and the others wait on."""
+
+    async def main() -> None:
+        broker = RedisBroker(url)
+        await broker.connect()
+        await broker.declare(*QUEUE)
+        waiting = [asyncio.create_task((await broker.consume("q")).receive(1, 5.0)) for _ in range(6)]
+        await asyncio.sleep(0.3)
+        begin = time.monotonic()
+        await broker.publish(messages("q", 4))
+        got: list[str] = []
+        for task in asyncio.as_completed(waiting):
+            deliveries = await task
+            got += [delivery.message.id for delivery in deliveries]
+            if len(got) == 4:
+                break
+        # Without the token being passed on they would look again after a second only.
+        assert time.monotonic() - begin < 0.7
+        assert len(set(got)) == 4
+        await asyncio.gather(*waiting)
+        await broker.close()
+
+    asyncio.run(main())
+
+
+def test_names_are_escaped() -> None:
+    assert escape("a:b%c") == "a%3Ab%25c"
