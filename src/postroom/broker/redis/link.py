@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -132,8 +132,6 @@ class Link:
         if self.address.cluster:
             return RedisCluster(**options | {"max_connections": connections})
         if options.pop("ssl", False):
-            from redis.asyncio import SSLConnection
-
             options["connection_class"] = SSLConnection
         return Redis.from_pool(BlockingConnectionPool(max_connections=connections, timeout=TIMEOUT, **options))
 
