@@ -16,7 +16,7 @@ from tests.servers import named, private
 
 
 class RabbitMQHarness(Harness):
-    unit = 1.0
+    unit = 0.6
     slack = 0.1
     outage = 20.0
 

@@ -143,6 +143,8 @@ class AMQPConsumer(Consumer):
                 source.ask(len(self._leased) + self.waiting + max_messages)
                 self._wake.clear()
                 await self._office.clock.wait(self._wake, left)
+                if not (source.is_alive or source.is_deleted or self._closed):
+                    raise BrokerUnavailable(f"{self._name}: the connection was lost; the next receive opens another")
         finally:
             self._receiving -= 1
             self._idle_since = self._loop.time()

@@ -1,0 +1,403 @@
+"""RabbitMQ under fault: workers and servers that die, freeze, or lose their answers; a server short of memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from uuid import uuid4
+
+import pika
+import pytest
+from services.rabbitmq import RabbitMQServer
+
+from postroom.broker.amqp import AMQPBroker
+from postroom.broker.amqp.topology import BACKSTOP
+from postroom.broker.base import Ack, Consumer, Dead, Delivery, Retry, Subscription, Topic
+from postroom.errors import BrokerUnavailable, LeaseLost, QueueFull
+from postroom.message import Failure, Message, new_id
+from tests.conftest import wait_until
+from tests.faults.processes import Stage, stage
+from tests.faults.proxy import Proxy, proxy_to
+from tests.faults.test_kill import producer
+from tests.servers import private
+
+HEARTBEAT = 1
+FAILURE = Failure(attempt=1, reason="error", error="ValueError")
+ACK = b"\x00\x3c\x00\x50"
+"""Class 60, method 80: how ``basic.ack`` begins (AMQP 0-9-1, 1.8.3.13)."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQServer]:
+    with private("rabbitmq", tmp_path_factory.mktemp("rabbitmq")) as made:
+        assert isinstance(made, RabbitMQServer)
+        yield made
+
+
+@pytest.fixture
+def url(server: RabbitMQServer) -> str:
+    return f"{server.url}?namespace=t{uuid4().hex[:12]}&heartbeat={HEARTBEAT}"
+
+
+@pytest.fixture
+def faults(url: str, tmp_path: Path) -> Iterator[Stage]:
+    with stage(tmp_path, lease=5.0, url=url) as made:
+        yield made
+
+
+@pytest.fixture
+def tasks(faults: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    module = producer(faults, monkeypatch)
+    yield module
+    module.app.close()
+
+
+def all_ended(faults: Stage, ids: list[str], timeout: float) -> None:
+    """Nobody but the journal knows what other processes still run."""
+    wait_until(lambda: set(faults.counts("end")) >= set(ids), f"all ended: {faults.tail()}", timeout)
+
+
+# Workers
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_killing_a_worker_now_and_then_loses_nothing(faults: Stage, tasks: ModuleType) -> None:
+    """I1, I3: 2,000 jobs; done = sent, and again only what a dead worker had in its hands."""
+    ids = [job.id for job in tasks.work.enqueue_many(tasks.work.call(0.05) for _ in range(2000))]
+    workers = [faults.worker("20") for _ in range(2)]
+    killed: set[int] = set()
+    for _ in range(3):
+        before = len(faults.counts("end"))
+        wait_until(lambda before=before: len(faults.counts("end")) > before + 200, "work goes on", 60)  # type: ignore[misc]
+        victim = workers.pop(0)
+        killed.add(victim.pid)
+        faults.kill(victim)
+        workers.append(faults.worker("20"))
+    all_ended(faults, ids, 90)
+    again = {job_id for job_id, times in faults.counts("start").items() if times > 1}
+    begun = {record["id"] for record in faults.records() if record["event"] == "start" and record["pid"] in killed}
+    assert again <= begun, "a job ran twice although nobody who held it died"
+    assert tasks.app.dead_letters("default").list() == []
+
+
+def test_redelivery_after_a_kill(faults: Stage, tasks: ModuleType) -> None:
+    """C4: the server sees the end of the connection."""
+    workers = {worker.pid: worker for worker in (faults.worker("5"), faults.worker("5"))}
+    first = tasks.block.enqueue(0.0)
+    faults.wait_for("end", first.id)
+    job = tasks.block.enqueue(0.5)
+    (start,) = faults.wait_for("start", job.id)
+    killed_at = time.monotonic()
+    faults.kill(workers[start["pid"]])
+    again = faults.wait_for("start", job.id, times=2)[1]
+    # The second start is that of a suspect, in a child process that has to be started first.
+    assert again["t"] - killed_at <= AMQPBroker.capabilities.death_notice + 1.5
+    assert again["attempt"] == 2
+    print(f"started again {again['t'] - killed_at:.2f} s after the kill")
+
+
+@pytest.mark.timeout(240)
+def test_killers_among_innocents(faults: Stage, tasks: ModuleType) -> None:
+    """I11b, C7: exactly the killers die, each of five deaths.
+
+    Without notes of starts all that a dead process held is charged. So a killer that was only held when another one
+    struck has more deaths than starts; nobody has more than five starts.
+    """
+    calls = [tasks.healthy.call() for _ in range(200)]
+    killers = [tasks.killer.call() for _ in range(3)]
+    tasks.healthy.enqueue_many(calls[:50] + killers[:1] + calls[50:100] + killers[1:2] + calls[100:] + killers[2:])
+    bad = sorted(call.message.id for call in killers)
+    workers = [faults.worker("50") for _ in range(2)]
+    deadline = time.monotonic() + 150
+
+    def letters() -> list[str]:
+        return sorted(letter.message.id for letter in tasks.app.dead_letters("mixed").list())
+
+    while len(faults.counts("end")) < len(calls) or letters() != bad:
+        assert time.monotonic() < deadline, (tasks.app.stats(), letters(), faults.tail())
+        for worker in list(workers):
+            if worker.poll() is not None:
+                workers.remove(worker)
+                faults.workers.remove(worker)
+                workers.append(faults.worker("50"))
+        time.sleep(0.2)
+    assert set(faults.counts("end")) == {call.message.id for call in calls}
+    found = tasks.app.dead_letters("mixed").list()
+    assert all([failure.reason for failure in letter.failures] == ["worker_lost"] * 5 for letter in found)
+    starts = faults.counts("start")
+    assert max(starts[job_id] for job_id in bad) == 5, [starts[job_id] for job_id in bad]
+
+
+def test_a_frozen_worker_is_fenced(faults: Stage, tasks: ModuleType) -> None:
+    """I8, C5: it does not answer heartbeats, its message runs elsewhere; thawed, it settles nothing."""
+    first = faults.worker("5")
+    job = tasks.block.enqueue(3.0)
+    faults.wait_for("start", job.id)
+    os.kill(first.pid, signal.SIGSTOP)
+    frozen_at = time.monotonic()
+    faults.worker("5")
+    again = faults.wait_for("start", job.id, times=2, timeout=20)[1]
+    assert again["t"] - frozen_at <= 3 * HEARTBEAT + 3
+    os.kill(first.pid, signal.SIGCONT)
+    faults.wait_for_log("lost the lease|not settled")
+    faults.wait_for("end", job.id)
+    wait_until(lambda: tasks.app.stats()[0].ready == 0, "nothing is left")
+    assert faults.counts("start")[job.id] == 2
+    assert tasks.app.dead_letters("threads").list() == []
+
+
+# The server
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_killed_server_loses_nothing(server: RabbitMQServer, faults: Stage, tasks: ModuleType) -> None:
+    """C1, C17: killed under load; all is done, resumed in time, and again only what was in somebody's hands."""
+    ids = [job.id for job in tasks.work.enqueue_many(tasks.work.call(0.05) for _ in range(1500))]
+    faults.worker("20")
+    faults.wait_for("end", ids[100])
+    # What a server has not yet written of the names of its queues is told under "Limits".
+    time.sleep(2.0)
+    server.kill()
+    before = len(faults.counts("end"))
+    server.start()
+    back_at = time.monotonic()
+    wait_until(lambda: len(faults.counts("end")) > before + 50, f"resumed: {faults.tail()}", 30)
+    print(f"resumed {time.monotonic() - back_at:.1f} s after the server was back")
+    all_ended(faults, ids, 90)
+    again = sum(faults.counts("start").values()) - len(ids)
+    # What ran, what waited for a slot, and what was done but whose ack had not yet been written.
+    assert again <= 4 * 20, again
+
+
+def message(**options: object) -> Message:
+    return Message(id=new_id(), topic="q", name="work", body=b"{}", **options)  # type: ignore[arg-type]
+
+
+def through_a_proxy(url: str, port: int, scenario: Callable[[AMQPBroker, Proxy], Awaitable[None]]) -> None:
+    async def main() -> None:
+        with proxy_to(port) as proxy:
+            broker = AMQPBroker(url.replace(f":{port}/", f":{proxy.port}/"))
+            await broker.connect()
+            await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+            await broker.publish([message()])
+            consumer = await broker.consume("q")
+            (delivery,) = await consumer.receive(1, 5.0)
+            assert await consumer.settle([(delivery, Ack())]) == [None]
+            await consumer.close()
+            await scenario(broker, proxy)
+            await broker.close()
+
+    asyncio.run(main())
+
+
+async def everything(consumer: Consumer) -> list[Delivery]:
+    """What comes until nothing has come for a second, acked."""
+    got: list[Delivery] = []
+    while more := await consumer.receive(10, 1.0 if got else 10.0):
+        await consumer.settle([(delivery, Ack()) for delivery in more])
+        got += more
+    return got
+
+
+def test_a_lost_answer_to_a_publish(server: RabbitMQServer, url: str) -> None:
+    """I3: stored, but not confirmed; the caller is told, publishes it again, and both copies have one id."""
+
+    async def scenario(broker: AMQPBroker, proxy: Proxy) -> None:
+        sent = [message() for _ in range(10)]
+        proxy.lose_replies = 1
+        with pytest.raises(BrokerUnavailable, match="not confirmed"):
+            await broker.publish(sent)
+        assert await broker.publish(sent) == [item.id for item in sent]
+        got = [delivery.message.id for delivery in await everything(await broker.consume("q"))]
+        assert set(got) == {item.id for item in sent}
+        assert len(got) == 20, "it was not stored the first time: nothing was tested"
+
+    through_a_proxy(url, server.port, scenario)
+
+
+@pytest.mark.parametrize(
+    "outcome", [Ack(), Retry(delay=0.0, failure=FAILURE), Dead(FAILURE)], ids=["ack", "retry", "dead"]
+)
+def test_a_connection_lost_before_the_ack(server: RabbitMQServer, url: str, outcome: Ack | Retry | Dead) -> None:
+    """Between copy and ack: the message is in both places, and nobody is told that it is settled."""
+
+    async def scenario(broker: AMQPBroker, proxy: Proxy) -> None:
+        await broker.publish([message()])
+        consumer = await broker.consume("q")
+        (delivery,) = await consumer.receive(1, 5.0)
+        proxy.cut_on = ACK
+        try:
+            (answer,) = await consumer.settle([(delivery, outcome)])
+        except BrokerUnavailable:
+            (answer,) = await consumer.settle([(delivery, outcome)])
+        assert isinstance(answer, LeaseLost)
+        proxy.cut_on = None
+        got = await everything(consumer)
+        assert {item.message.id for item in got} == {delivery.message.id}
+        # Once it came back from a holder that was lost, once as the copy.
+        assert [item.attempt for item in got] == [2] * (2 if isinstance(outcome, Retry) else 1)
+        assert len(await broker.dead_letters("q")) == (1 if isinstance(outcome, Dead) else 0)
+
+    through_a_proxy(url, server.port, scenario)
+
+
+def test_a_connection_lost_in_a_redrive(server: RabbitMQServer, url: str) -> None:
+    """I14: between copy and ack of a redrive, it is in both places."""
+
+    async def scenario(broker: AMQPBroker, proxy: Proxy) -> None:
+        sent = message()
+        await broker.publish([sent])
+        consumer = await broker.consume("q")
+        (delivery,) = await consumer.receive(1, 5.0)
+        assert await consumer.settle([(delivery, Dead(FAILURE))]) == [None]
+        proxy.cut_on = ACK
+        with pytest.raises(BrokerUnavailable):
+            await broker.redrive("q", [sent.id])
+        proxy.cut_on = None
+        (again,) = await everything(consumer)
+        assert again.message == sent
+        assert [letter.message for letter in await broker.dead_letters("q")] == [sent]
+
+    through_a_proxy(url, server.port, scenario)
+
+
+def test_a_silent_server_is_noticed(server: RabbitMQServer, url: str) -> None:
+    """C17: half-open, as after a network failure: told within a few heartbeats, and used again when it answers."""
+
+    async def scenario(broker: AMQPBroker, proxy: Proxy) -> None:
+        consumer = await broker.consume("q")
+        receiving = asyncio.create_task(consumer.receive(1, None))
+        await asyncio.sleep(0.2)
+        proxy.silent = True
+        begin = time.monotonic()
+        with pytest.raises(BrokerUnavailable):
+            await receiving
+        # pika looks for silence every heartbeat plus five seconds.
+        assert time.monotonic() - begin < 20
+        proxy.silent = False
+        await broker.publish([message()])
+        assert len(await consumer.receive(1, 10.0)) == 1
+
+    through_a_proxy(url, server.port, scenario)
+
+
+def test_a_server_that_is_down_costs_nothing(server: RabbitMQServer, url: str) -> None:
+    """I32: no busy loop while it is away; the consumers of before go on when it is back."""
+
+    async def scenario(broker: AMQPBroker, proxy: Proxy) -> None:
+        consumer = await broker.consume("q")
+        receiving = asyncio.create_task(consumer.receive(1, None))
+        await asyncio.sleep(0.2)
+        proxy.refusing = True
+        proxy.cut()
+        begin = time.process_time()
+        with pytest.raises(BrokerUnavailable):
+            await receiving
+        for _ in range(3):
+            with pytest.raises(BrokerUnavailable):
+                await consumer.receive(1, 5.0)
+            await asyncio.sleep(1.0)
+        assert time.process_time() - begin < 0.5
+        proxy.refusing = False
+        await broker.publish([message()])
+        assert len(await consumer.receive(1, 5.0)) == 1
+
+    through_a_proxy(url, server.port, scenario)
+
+
+def test_a_server_short_of_memory_takes_nothing_but_lets_work_go_on(server: RabbitMQServer, url: str) -> None:
+    """F10: publishing is refused in a bounded time, acks go their own way; then all goes on by itself."""
+
+    async def main() -> None:
+        broker = AMQPBroker(url)
+        await broker.connect()
+        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+        await broker.publish([message(), message()])
+        consumer = await broker.consume("q")
+        (first,) = await consumer.receive(1, 5.0)
+        await asyncio.to_thread(server.control, "set_vm_memory_high_watermark", "0.000001")
+        try:
+            # The first one that is published is what the server tells about it.
+            publishing = asyncio.create_task(broker.publish([message()]))
+            await asyncio.sleep(1.0)
+            with pytest.raises(BrokerUnavailable, match="memory"):
+                await broker.publish([message()])
+            assert await consumer.settle([(first, Ack())]) == [None]
+            assert len(await consumer.receive(1, 5.0)) == 1
+        finally:
+            await asyncio.to_thread(server.control, "set_vm_memory_high_watermark", "0.4")
+        (answer,) = await publishing
+        assert isinstance(answer, str)
+        await broker.publish([message()])
+        await broker.close()
+
+    asyncio.run(main())
+
+
+# What the server does by itself
+
+
+def test_a_limit_set_by_policy_is_told(server: RabbitMQServer, url: str) -> None:
+    """C15: an operator's limit of a queue refuses what does not fit."""
+    namespace = url.partition("namespace=")[2].partition("&")[0]
+
+    async def main() -> None:
+        broker = AMQPBroker(url)
+        await broker.connect()
+        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+        await asyncio.to_thread(
+            server.control, "set_policy", namespace, rf"^{namespace}\.q$", '{"max-length": 5}', "--apply-to", "queues"
+        )
+        await asyncio.sleep(0.5)
+        answers = []
+        for _ in range(10):
+            answers += await broker.publish([message()])
+        # The server counts what is on its way only roughly (rabbitmq.com/docs/maxlength).
+        assert 5 <= sum(isinstance(answer, str) for answer in answers) <= 7, answers
+        assert isinstance(answers[-1], QueueFull)
+        await broker.close()
+
+    asyncio.run(main())
+
+
+def test_the_server_itself_ends_what_nobody_can_settle(server: RabbitMQServer, url: str) -> None:
+    """The backstop: dead-lettered by the server after so many deaths, it is a dead letter like any other."""
+    namespace = url.partition("namespace=")[2].partition("&")[0]
+    sent = message()
+
+    async def main() -> None:
+        broker = AMQPBroker(url)
+        await broker.connect()
+        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+        await broker.publish([sent])
+        await asyncio.to_thread(_die_often, server.url, f"{namespace}.q")
+        for _ in range(100):
+            letters = await broker.dead_letters("q")
+            if letters:
+                break
+            await asyncio.sleep(0.05)
+        (letter,) = letters
+        assert (letter.message, letter.failures[-1].reason) == (sent, "worker_lost")
+        assert abs(letter.dead_at - time.time()) < 30
+        assert await broker.redrive("q", [sent.id]) == [sent.id]
+        (delivery,) = await (await broker.consume("q")).receive(1, 5.0)
+        assert (delivery.message, delivery.attempt) == (sent, 1)
+        await broker.close()
+
+    asyncio.run(main())
+
+
+def _die_often(url: str, queue: str) -> None:
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        for _ in range(BACKSTOP + 1):
+            method, _, _ = next(channel.consume(queue, inactivity_timeout=5))
+            channel.basic_nack(method.delivery_tag, requeue=True)
+        channel.cancel()
