@@ -25,7 +25,7 @@ _HIDDEN = 60
 _OLD = 604_800.0
 """Seconds, a week: half of what the service keeps a message."""
 _FIRST_LOOK, _NEXT_LOOK = 600.0, 21_600.0
-_PATIENCE = 10.0
+_PATIENCE = 15.0
 """Seconds for which a reader makes way for others until it has seen all."""
 
 
@@ -110,25 +110,28 @@ async def purge(service: Service, kept: Kept) -> int:
 async def _read(service: Service, kept: Kept, wanted: Collection[str] | None) -> dict[str, _Found]:
     """All letters by id, now invisible to others; no further than until all of ``wanted`` are found."""
     deadline = time.monotonic() + _PATIENCE
+    found: dict[str, _Found] = {}
     while wanted is None or wanted:
-        found = await _seize(service, kept, wanted)
+        await _seize(service, kept, wanted, found)
         if wanted is not None and set(wanted) <= found.keys():
             return found
         mine = sum(len(item.receipts) for item in found.values())
-        elsewhere = await _hidden(service, kept.dead_url) - mine
+        # Also the visible: they may have been put back since.
+        elsewhere = await _count(service, kept.dead_url) - mine
         if elsewhere <= 0:
             return found
         if time.monotonic() > deadline:
-            logger.warning("%s: about %d dead letters are being read by somebody else", kept.name, elsewhere)
+            logger.warning("%s: about %d dead letters are in the hands of somebody else", kept.name, elsewhere)
             return found
-        # Who has the others may be waiting for ours.
-        await _show(service, kept, found.values())
-        await asyncio.sleep(random.uniform(0.1, 1.5))
-    return {}
+        if mine <= elsewhere:
+            # Who has the others may be waiting for ours, and has more of them.
+            await _show(service, kept, found.values())
+            found.clear()
+            await asyncio.sleep(random.uniform(0.5, 2.0))
+    return found
 
 
-async def _seize(service: Service, kept: Kept, wanted: Collection[str] | None) -> dict[str, _Found]:
-    found: dict[str, _Found] = {}
+async def _seize(service: Service, kept: Kept, wanted: Collection[str] | None, found: dict[str, _Found]) -> None:
     async for messages in _visible(service, kept.dead_url):
         for raw in messages:
             system = raw.get("Attributes", {})
@@ -138,8 +141,7 @@ async def _seize(service: Service, kept: Kept, wanted: Collection[str] | None) -
             item = found.setdefault(told.message.id, _Found(copy, told, []))
             item.receipts.append(raw["ReceiptHandle"])
         if wanted is not None and set(wanted) <= found.keys():
-            break
-    return found
+            return
 
 
 async def _visible(service: Service, url: str) -> AsyncIterator[list[dict[str, Any]]]:
@@ -165,10 +167,10 @@ async def _visible(service: Service, url: str) -> AsyncIterator[list[dict[str, A
         yield messages
 
 
-async def _hidden(service: Service, url: str) -> int:
-    name = "ApproximateNumberOfMessagesNotVisible"
-    told = await service.call("sqs", "get_queue_attributes", QueueUrl=url, AttributeNames=[name])
-    return int(told["Attributes"][name])
+async def _count(service: Service, url: str) -> int:
+    names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+    told = await service.call("sqs", "get_queue_attributes", QueueUrl=url, AttributeNames=names)
+    return sum(int(told["Attributes"][name]) for name in names)
 
 
 async def _show(service: Service, kept: Kept, items: Collection[_Found]) -> None:
