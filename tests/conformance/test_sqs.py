@@ -19,6 +19,7 @@ class SQSHarness(Harness):
     unit = 0.9
     slack = 0.3
     patience = 12.0
+    outage = 8.0
 
     def __init__(self, server: SQSServer) -> None:
         self._server = server

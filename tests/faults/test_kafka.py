@@ -133,6 +133,8 @@ def test_workers_that_come_and_go_lose_nothing(faults: Stage, tasks: ModuleType)
         assert time.monotonic() < deadline, (tasks.app.stats(), faults.tail())
         time.sleep(1.0)
         leaving = workers.pop(0)
+        # Before that it has not yet set up what a signal does.
+        faults.wait_for_log(rf"worker {leaving.pid} works on")
         leaving.send_signal(signal.SIGTERM)
         assert leaving.wait(20) == 0
         faults.workers.remove(leaving)
@@ -190,7 +192,8 @@ def test_a_worker_outlives_a_frozen_server(server: Server, faults: Stage, tasks:
     server.resume()
     assert used < 1.5, "a busy loop while the server is away"
     second = tasks.work.enqueue(0.0)
-    faults.wait_for("end", second.id, timeout=30)
+    # Both the client and the group have to notice, each with time-outs of its own.
+    faults.wait_for("end", second.id, timeout=60)
 
 
 def _cpu(pid: int) -> float:
