@@ -111,15 +111,21 @@ def test_killers_among_innocents(faults: Stage, tasks: ModuleType) -> None:
 def test_a_frozen_worker_is_fenced(faults: Stage, tasks: ModuleType) -> None:
     """I8, C5: frozen past its session, the message runs elsewhere; thawed, the first worker settles nothing."""
     first = faults.worker("5")
-    job = tasks.block.enqueue(2.0)
+    job = tasks.block.enqueue(3.0)
     faults.wait_for("start", job.id)
+    # Once a second job is settled, the commit that says so has told of the first one's start, too.
+    second = tasks.block.enqueue(0.0)
+    faults.wait_for("end", second.id)
+    deadline = time.monotonic() + 10
+    while unfinished(tasks.app) > 1:
+        assert time.monotonic() < deadline, faults.tail()
     os.kill(first.pid, signal.SIGSTOP)
     faults.worker("5")
     faults.wait_for("end", job.id, timeout=30)
     wait_until_done(tasks.app, faults, 20)
     os.kill(first.pid, signal.SIGCONT)
     faults.wait_for_log("lost the lease|not settled")
-    assert [record["attempt"] for record in faults.records() if record["event"] == "start"] == [1, 2]
+    assert [record["attempt"] for record in faults.wait_for("start", job.id, times=2)] == [1, 2]
     assert unfinished(tasks.app) == 0
     assert tasks.app.dead_letters("threads").list() == []
 
