@@ -13,6 +13,7 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pyright
+	$(BIN)/python -m services --check
 	$(BIN)/python -m pytest -m 'not server'
 	@# Real servers on real clocks, several at a time: one that came too late once must do so again to count.
 	$(BIN)/python -m pytest -m server --numprocesses 3 --dist loadfile --reruns 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -115,7 +116,11 @@ def install_package(package: str) -> None:
     """Install a Debian package without starting its system service. Raises ``ServiceMissing``."""
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     command = ["apt-get", "install", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300", package]
-    for attempt in (["apt-get", "update", "-qq"], command):
-        done = subprocess.run(attempt, env=environment, capture_output=True, text=True, check=False)
+    TOOLS.mkdir(exist_ok=True)
+    with open(TOOLS / "packages.lock", "wb") as lock:
+        # Test processes run side by side, and apt-get does not wait for another that reads the lists.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for attempt in (["apt-get", "update", "-qq"], command):
+            done = subprocess.run(attempt, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ServiceMissing(f"cannot install {package}: {done.stderr.strip()[-500:]}")
