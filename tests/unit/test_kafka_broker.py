@@ -14,6 +14,7 @@ from services.base import Server
 
 from postroom.broker.base import Ack, Consumer, Delivery, Release, Retry, Subscription, Topic
 from postroom.broker.kafka import KafkaBroker
+from postroom.broker.kafka.ledger import Ledger
 from postroom.errors import BrokerUnavailable
 from postroom.message import Failure, Message, new_id
 from tests.servers import private
@@ -223,6 +224,25 @@ def test_a_frozen_loop_gives_its_partitions_up(play: Play, url: str) -> None:
         answers = await frozen.settle([(delivery, Ack()) for delivery in held])
         assert None not in answers
         await other.close()
+
+    play(scenario)
+
+
+def test_a_log_that_begins_anew_is_read_from_its_beginning(play: Play) -> None:
+    """C2: offsets below those already seen are other messages: the topic was made anew, or cut after an outage."""
+
+    async def scenario(broker: KafkaBroker) -> None:
+        consumer = await broker.consume("q")
+        await consumer.hub.joined()
+        for part in consumer.hub._parts.values():
+            part.ledger = Ledger(1000)
+        sent = messages(4)
+        await broker.publish(sent)
+        taken = await take(consumer, 4)
+        assert {delivery.message.id for delivery in taken} == {message.id for message in sent}
+        assert await consumer.settle([(delivery, Ack()) for delivery in taken]) == [None] * 4
+        (stats,) = await broker.stats()
+        assert (stats.ready, stats.running) == (0, 0)
 
     play(scenario)
 

@@ -66,7 +66,7 @@ def test_what_was_released_is_charged_to_nobody() -> None:
     assert heir.deaths == {}
 
 
-@pytest.mark.parametrize("text", [None, "", "somebody's own words", "p2;a;;;;", "p1;a;;"])
+@pytest.mark.parametrize("text", [None, "", "somebody's own words", "p2;a;;;;", "p1;a;;", "p1;;x+1;;;"])
 def test_a_text_of_somebody_else_says_nothing(text: str | None) -> None:
     ledger = Ledger.read(7, text)
     assert (ledger.prefix, ledger.next, ledger.out, Ledger.writer(text)) == (7, 7, {}, "")

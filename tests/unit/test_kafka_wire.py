@@ -112,6 +112,13 @@ def test_nonsense_in_a_foreign_header_is_no_header(name: str, value: bytes | Non
     assert (told.attempt, told.due, told.message.expires_at, told.message.priority) == (1, None, None, 0)
 
 
+def test_nonsense_in_place_of_json_is_no_json() -> None:
+    headers: Any = [("postroom-failures", b"{"), ("postroom-headers", b"[1]")]
+    told = wire.read(Received(wire.Record("t", None, b"", headers)), "orders")
+    assert told.failures() == []
+    assert dict(told.message.headers) == {"postroom-headers": "[1]"}
+
+
 def test_a_long_history_loses_its_oldest_tracebacks_first() -> None:
     failures = [Failure(attempt=n, reason="error", error="E", traceback="x" * 100_000) for n in range(1, 9)]
     kept = Envelope(message=Message(id="1", topic="t", name="n", body=b""), history=wire.history(failures)).failures()

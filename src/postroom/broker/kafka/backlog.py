@@ -6,9 +6,10 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 from postroom.broker.base import Delivery
+from postroom.broker.kafka import wire
 from postroom.broker.kafka.ledger import FULL, Ledger
 from postroom.broker.kafka.wire import Envelope
 
@@ -56,6 +57,15 @@ class Item:
     @property
     def attempt(self) -> int:
         return self.envelope.attempt + self.deaths
+
+    def told(self, now: float, **changes: Any) -> Envelope:
+        """What a copy says of it: with the deaths of its holders in its history."""
+        told = self.envelope
+        if self.deaths:
+            failures = told.failures()
+            failures += [wire.worker_lost(told.attempt + number, now) for number in range(self.deaths)]
+            changes = {"history": wire.history(failures), "attempt": self.attempt} | changes
+        return wire.changed(told, {"suspect": self.suspect} | changes)
 
 
 class Claim:

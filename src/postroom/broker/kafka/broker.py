@@ -14,6 +14,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from postroom.broker.base import Broker, Capabilities, Subscription, SubscriptionStats, Topic
+from postroom.broker.demands import check_topology
 from postroom.broker.kafka import doctor, wire
 from postroom.broker.kafka.consumer import KafkaConsumer
 from postroom.broker.kafka.faults import error_of, translated
@@ -148,7 +149,9 @@ class KafkaBroker(Broker):
     # Topology
 
     async def declare(self, topics: Sequence[Topic], subscriptions: Sequence[Subscription]) -> None:
-        await self._opened().declare(topics, subscriptions)
+        topology = self._opened()
+        check_topology(self.capabilities, topics, subscriptions)
+        await topology.declare(topics, subscriptions)
         self._tell_hubs()
 
     async def unsubscribe(self, subscription: str) -> None:
@@ -197,6 +200,8 @@ class KafkaBroker(Broker):
         if message.topic not in topology.topics:
             return TopicNotFound(f"no queue or topic is named {message.topic!r}; declare it first")
         name = self._names.topic(message.topic)
+        if name not in topology.partitions:
+            return TopicNotFound(f"topic {message.topic!r}: its Kafka topic {name} was deleted; declare it again")
         order = _order(topology.partitions[name])
         try:
             return wire.message_record(

@@ -106,7 +106,8 @@ class KafkaConsumer(Consumer):
             results.append(refusal)
             if refusal is None:
                 batch[delivery.receipt] = outcome
-        await self._perform(batch)
+        if batch:
+            await self._perform(batch)
         for number, (delivery, _) in enumerate(settlements):
             if results[number] is None and not delivery.receipt.alive:
                 results[number] = _lost(delivery)
@@ -187,7 +188,7 @@ class KafkaConsumer(Consumer):
             told = self._failed(claim, outcome.failure, due=due, suspect=outcome.suspect)
             told = wire.changed(told, {"attempt": item.attempt + 1})
         elif isinstance(outcome, Release) and outcome.delay > 0:
-            told = hub.envelope_of(item, due=now + outcome.delay)
+            told = item.told(now, due=now + outcome.delay)
         else:
             return None
         if hub.entry.asked.ordered:
@@ -196,7 +197,7 @@ class KafkaConsumer(Consumer):
         return hub.copy_to_later(told), told
 
     def _failed(self, claim: Claim, failure: Failure, **changes: object) -> Envelope:
-        told = self.hub.envelope_of(claim.item, **changes)
+        told = claim.item.told(self._clock.now(), **changes)
         return wire.changed(told, {"history": wire.history([*told.failures(), failure])})
 
     def _note(self, claim: Claim, outcome: Outcome) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +12,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from postroom.broker.kafka.options import Options
 from postroom.broker.kafka.reader import Place
+
+logger = logging.getLogger("postroom.broker")
 
 _TURN = 0.05
 """Seconds after which a wait for messages is interrupted to see whether others are wanted."""
@@ -94,6 +97,9 @@ class Fetcher:
                     self._hand_over(epoch, [first, *self._consumer.consume(499, 0)])
             except KafkaException as error:
                 self._failed(error.args[0])
+                self._stop.wait(0.1)
+            except Exception:
+                logger.exception("Kafka: a defect; the fetching goes on")
                 self._stop.wait(0.1)
         self._consumer.close()
 

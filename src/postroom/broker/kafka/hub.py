@@ -195,6 +195,8 @@ class Hub:
         for record in records:
             place = (record.topic(), record.partition())
             part = self._parts.get(place)
+            if part is not None and part.ledger.next is not None and record.offset() < part.ledger.next:
+                part = self._begin_anew(part, record.offset())
             if part is None or not part.ledger.see(record.offset()):
                 continue
             item = self._item(part, record, place)
@@ -362,7 +364,7 @@ class Hub:
         copies = []
         for item in items:
             item.state = "out"
-            copies.append(self.copy_to_later(self.envelope_of(item, due=item.due)))
+            copies.append(self.copy_to_later(item.told(self._clock.now(), due=item.due)))
         errors = await self._sender.send(copies)
         for item, error in zip(items, errors, strict=True):
             if error is None:
@@ -371,14 +373,12 @@ class Hub:
                 self._backlog.give_back(item, self._clock.now(), ahead=False)
         self.commits.soon()
 
-    def envelope_of(self, item: Item, **changes: Any) -> Envelope:
-        """What a copy says of an item: with the deaths of its holders in its history."""
-        told = item.envelope
-        if item.deaths:
-            failures = told.failures()
-            failures += [wire.worker_lost(told.attempt + number, self._clock.now()) for number in range(item.deaths)]
-            changes = {"history": wire.history(failures), "attempt": item.attempt} | changes
-        return wire.changed(told, {"suspect": item.suspect} | changes)
+    def _begin_anew(self, part: Part, offset: int) -> Part:
+        """Within an epoch offsets rise; where they do not, the log was made anew, and nothing in it is done."""
+        logger.warning("%s: partition %d of %s begins anew at %d", self.name, part.number, part.topic, offset)
+        self._drop(part)
+        anew = self._parts[(part.topic, part.number)] = Part(part.topic, part.number, Ledger(offset))
+        return anew
 
     def _give_up(self, part: Part) -> None:
         self._drop(part)

@@ -104,13 +104,17 @@ class Ledger:
         fields = (text or "").split(";")
         if prefix is None or not cls.writer(text):
             return ledger
-        for start, end in _read(fields[2], prefix):
-            ledger._complete(start, end)
-        for started, field in ((False, fields[3]), (True, fields[4])):
-            ledger.out.update((offset, started) for span in _read(field, prefix) for offset in range(*span))
-        for pair in filter(None, fields[5].split(",")):
-            offset, _, count = pair.partition(":")
-            ledger.deaths[prefix + int(offset, 16)] = int(count, 16)
+        try:
+            done, out, started = (list(_read(field, prefix)) for field in fields[2:5])
+            pairs = [pair.split(":") for pair in fields[5].split(",") if pair]
+            deaths = {prefix + int(offset, 16): int(count, 16) for offset, count in pairs}
+        except ValueError:
+            return ledger
+        for span in done:
+            ledger._complete(*span)
+        for spans, note in ((out, False), (started, True)):
+            ledger.out.update((offset, note) for span in spans for offset in range(*span))
+        ledger.deaths.update(deaths)
         return ledger
 
     def take_over(self) -> None:

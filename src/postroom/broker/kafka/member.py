@@ -57,6 +57,7 @@ class Member:
         self._listener = listener
         self._frozen = frozen
         self._ours = False
+        self._leave = False
         self._wanted: list[str] = []
         self._subscribed: list[str] = []
         self._requests: SimpleQueue[tuple[Callable[[], None], Future[None]] | None] = SimpleQueue()
@@ -130,6 +131,8 @@ class Member:
                     self._probe()
             except KafkaException as error:
                 self.failed(error.args[0])
+            except Exception:
+                logger.exception("Kafka: a defect; the membership goes on")  # Without it nothing would be settled.
             self._serve()
         self._consumer.close()
         self._ours = False
@@ -165,6 +168,9 @@ class Member:
         if time.monotonic() - self._seen > self._frozen:
             # What a frozen loop holds must run elsewhere; nothing is released, so that what killed it is found out.
             self._wanted = []
+        if self._leave:
+            self._leave, self._subscribed = False, []
+            self._consumer.unsubscribe()
         if self._wanted != self._subscribed:
             self._subscribed = self._wanted
             if self._subscribed:
@@ -192,7 +198,7 @@ class Member:
             for place in committed
         ]
         if not self._ask(self._listener.assigned(known)):
-            self._seen = 0.0  # The loop is stuck: leave, others are better off with them.
+            self._leave = True  # Stuck, or without what it needs: others are better off with them.
 
     def _on_revoke(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         if time.monotonic() - self._seen > self._frozen:
@@ -205,6 +211,9 @@ class Member:
             except KafkaException as error:
                 logger.warning("Kafka: could not release before a rebalance: %s", error.args[0].str())
         self._ours = False
+        if not self._wanted:
+            # Nobody here will be told that they are somebody else's.
+            self._loop.call_soon_threadsafe(self._listener.lost)
 
     def _on_lost(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         self._ours = False
@@ -220,4 +229,8 @@ class Member:
                 asked.cancel()
                 return None
             self._serve()  # What ends before the partitions go must be committed before they go.
-        return None if asked.cancelled() else (asked.result(),)
+        error = asked.exception()
+        if error is not None:
+            logger.warning("Kafka: a rebalance has failed here: %s", error)
+            return None
+        return (asked.result(),)

@@ -38,6 +38,8 @@ class Reader:
         self._options = options
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="postroom-kafka-reader")
         self._consumer: Consumer | None = None
+        self._refused: KafkaError | None = None
+        """Why the server lets us not in; the errors of calls say only that it does not."""
         self._closed = False
 
     async def call(self, function: Callable[[Reader], T]) -> T:
@@ -47,7 +49,7 @@ class Reader:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, function, self)
         except KafkaException as error:
-            raise translated("cannot read from Kafka", error_of(error)) from error
+            raise translated("cannot read from Kafka", self._refused or error_of(error)) from error
 
     async def close(self) -> None:
         if not self._closed:
@@ -122,6 +124,10 @@ class Reader:
                     if record.offset() >= end - 1:
                         del wanted[place]
 
+    def _failed(self, error: KafkaError) -> None:
+        if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+            self._refused = error
+
     def _client(self) -> Consumer:
         if self._consumer is None:
             self._consumer = Consumer(
@@ -135,6 +141,7 @@ class Reader:
                     "fetch.wait.max.ms": 20,
                     "socket.timeout.ms": int(self._options.timeout * 1000),
                     "reconnect.backoff.max.ms": 1000,
+                    "error_cb": self._failed,
                     "log_level": 2,
                 }
             )

@@ -140,6 +140,7 @@ class Topology:
         """See ``Broker.declare``."""
         async with self._declaring:
             await self.refresh()
+            self.partitions = await self._reader.call(Reader.topics)
             known = [entry.asked for entry in self.subscriptions.values()]
             _check(self.topics, known, topics, subscriptions)
             new_topics = [topic for topic in topics if self.topics.get(topic.name) != topic]

@@ -28,7 +28,9 @@ async def trim(
     keep: dict[Place, int] = {}
     for topic in topology.topics.values():
         name = options.names.topic(topic.name)
-        ends = (await topology.ends([name])).get(name, [])
+        ends = (await topology.ends([name])).get(name)
+        if ends is None:
+            continue  # Somebody has deleted it.
         kept = await topology.retained(topic) if topic.retention and not topic.queue else ends
         keep |= {(name, number): min(pair) for number, pair in enumerate(zip(kept, ends, strict=True))}
     for entry in list(topology.subscriptions.values()):

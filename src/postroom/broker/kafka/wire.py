@@ -55,7 +55,10 @@ class Envelope(msgspec.Struct, kw_only=True, frozen=True):
     """Only for this subscription."""
 
     def failures(self) -> list[Failure]:
-        return msgspec.json.decode(self.history, type=list[Failure]) if self.history else []
+        try:
+            return msgspec.json.decode(self.history, type=list[Failure]) if self.history else []
+        except msgspec.MsgspecError:
+            return []  # The words of a foreign client; its message is handled all the same.
 
 
 _TOLD_ELSEWHERE = ("content-type", "ce_specversion", "ce_source")
@@ -206,7 +209,10 @@ def _user_headers(found: dict[str, bytes | None]) -> Mapping[str, str]:
     headers = {name: _text(found, name) for name in found if name not in _RESERVED}
     odd = found.get("postroom-headers")
     if odd:
-        headers |= msgspec.json.decode(odd, type=dict[str, str])
+        try:
+            headers |= msgspec.json.decode(odd, type=dict[str, str])
+        except msgspec.MsgspecError:
+            headers["postroom-headers"] = _text(found, "postroom-headers")
     return headers or NO_HEADERS
 
 
