@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 
@@ -13,6 +13,7 @@ from postroom.broker.amqp import history, ladder, topology, wire
 from postroom.broker.amqp.address import parse
 from postroom.broker.amqp.confirms import Answer, Post, Publisher
 from postroom.broker.amqp.consumer import AMQPConsumer
+from postroom.broker.amqp.frames import Arrived
 from postroom.broker.amqp.letters import Letters
 from postroom.broker.amqp.link import NOT_FOUND, Link, Refused
 from postroom.broker.amqp.subscriber import Subscriber
@@ -216,9 +217,7 @@ class AMQPBroker(Broker):
     def clock(self) -> Clock:
         return self._clock
 
-    async def subscribe(
-        self, subscription: str, arrived: Callable[[int, Any, Any, bytes], object], lost: Callable[[], object]
-    ) -> Subscriber:
+    async def subscribe(self, subscription: str, arrived: Arrived, lost: Callable[[], object]) -> Subscriber:
         self._check()
         channel = await self._reading.channel()
         queue = self._address.queue(subscription)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from postroom.broker.amqp import ladder, wire
 from postroom.broker.amqp.confirms import Answer
+from postroom.broker.amqp.frames import Arrived
 from postroom.broker.amqp.subscriber import Subscriber
 from postroom.broker.amqp.wire import Copy
 from postroom.broker.base import Ack, Cancel, Consumer, Dead, Delivery, Outcome, Release, Retry
@@ -29,7 +30,7 @@ logger = logging.getLogger("postroom.broker.amqp")
 
 _TEND = 0.05
 """Seconds between two looks at leases and at what nobody takes."""
-_LINGER = 0.1
+_LINGER = 0.25
 """Seconds without a ``receive`` after which all that was not taken is given back."""
 _SUSPECT_WAIT = 0.3
 """Seconds a suspect waits here for its turn; then another consumer may have it."""
@@ -41,9 +42,7 @@ class Office(Protocol):
     @property
     def clock(self) -> Clock: ...
 
-    async def subscribe(
-        self, subscription: str, arrived: Callable[[int, Any, Any, bytes], object], lost: Callable[[], object]
-    ) -> Subscriber:
+    async def subscribe(self, subscription: str, arrived: Arrived, lost: Callable[[], object]) -> Subscriber:
         """A new subscriber, on a channel of its own."""
         ...
 
@@ -193,10 +192,8 @@ class AMQPConsumer(Consumer):
         self._wake.set()
         source = self._source
         if source is not None and source.is_alive:
-            source.ask_nothing()
             try:
-                # What was on its way when the server was told to stop arrives before this returns.
-                await source.barrier()
+                await source.silence()
                 held = [*self._buffer, *self._suspects, *(held for held in self._leased if not held.is_settling)]
                 self._buffer.clear()
                 self._suspects.clear()
@@ -235,10 +232,10 @@ class AMQPConsumer(Consumer):
         self._forget()
         self._wake.set()
 
-    def _arrived(self, tag: int, method: Any, properties: Any, body: bytes) -> None:
+    def _arrived(self, _: str, tag: int, exchange: str, routing_key: str, properties: Any, body: bytes) -> None:
         source = self._source
         assert source is not None
-        copy = wire.read(properties, body, self._office.topic_of(method.exchange, method.routing_key))
+        copy = wire.read(properties, body, lambda: self._office.topic_of(exchange, routing_key))
         now = self._office.clock.now()
         held = Held(copy, source, tag, self._loop.time())
         if copy.message.expires_at is not None and copy.message.expires_at <= now:
@@ -375,7 +372,10 @@ class AMQPConsumer(Consumer):
             return
         now = self._loop.time()
         self._end_leases(now)
-        if not self._receiving and now - self._idle_since > _LINGER:
+        if self._receiving and source.asks_too_much and source.is_quiet:
+            source.ask_nothing()
+            self._wake.set()
+        elif not self._receiving and now - self._idle_since > _LINGER and source.is_quiet:
             self._stop_asking(source)
         late = [held for held in self._suspects if now - held.until > _SUSPECT_WAIT]
         if late:

@@ -53,7 +53,7 @@ async def read(link: Link, publisher: Publisher, stream: str, topic: str, since:
             channel.raw.basic_ack(method.delivery_tag)
             if properties.message_id == mark:
                 return
-            copy = wire.read(properties, body, topic)
+            copy = wire.read(properties, body, lambda: topic)
             if properties.type != _END and copy.message.created_at >= since:
                 yield copy
     except TimeoutError as error:

@@ -44,7 +44,7 @@ class Letters:
         wanted = None if ids is None else frozenset(ids)
         page: list[tuple[tuple[float, str], DeadLetter]] = []
         start = None if after is None else await self._place_of(subscription, after)
-        async with _Look(self._link, self._publisher, self._address.dead(subscription)) as look:
+        async with _Look(self._link, self._publisher, self._address, subscription) as look:
             async for _, copy in look:
                 place = _place(copy)
                 if (start is not None and place <= start) or (wanted is not None and copy.message.id not in wanted):
@@ -72,7 +72,7 @@ class Letters:
 
     async def _place_of(self, subscription: str, message_id: str) -> tuple[float, str] | None:
         """Where the letter of that id stands; ``None``: it is not there."""
-        async with _Look(self._link, self._publisher, self._address.dead(subscription)) as look:
+        async with _Look(self._link, self._publisher, self._address, subscription) as look:
             async for _, copy in look:
                 if copy.message.id == message_id:
                     return _place(copy)
@@ -81,7 +81,7 @@ class Letters:
     async def _take(self, subscription: str, ids: Sequence[str], let_go: Any) -> list[str]:
         """Remove those of ``ids`` for which ``let_go(copy)`` says that they may go. Returns which."""
         wanted, taken = set(ids), []
-        async with _Look(self._link, self._publisher, self._address.dead(subscription)) as look:
+        async with _Look(self._link, self._publisher, self._address, subscription) as look:
             async for tag, copy in look:
                 # The same id twice: a move that was interrupted between its two steps, or a second delivery.
                 if copy.message.id in wanted and copy.message.id not in taken and await let_go(copy):
@@ -100,10 +100,11 @@ class _Look:
     and look up to that.
     """
 
-    def __init__(self, link: Link, publisher: Publisher, queue: str) -> None:
+    def __init__(self, link: Link, publisher: Publisher, address: Address, subscription: str) -> None:
         self._link = link
         self._publisher = publisher
-        self._queue = queue
+        self._queue = address.dead(subscription)
+        self._topic = subscription
         self._mark = uuid4().hex
         self._at_end = False
         self._arrived: asyncio.Queue[tuple[Any, Any, bytes] | None] = asyncio.Queue()
@@ -149,7 +150,7 @@ class _Look:
                 raise BrokerUnavailable(f"the connection was lost while looking through {self._queue!r}")
             method, properties, body = found
             if properties.type != _MARK:
-                return method.delivery_tag, wire.read_dead(properties, body, self._queue)
+                return method.delivery_tag, wire.read_dead(properties, body, lambda: self._topic)
             self.remove(method.delivery_tag)
             self._at_end = properties.message_id == self._mark
         raise StopAsyncIteration

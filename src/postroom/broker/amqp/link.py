@@ -14,10 +14,10 @@ from typing import Any
 
 import pika  # type: ignore[import-untyped]
 from pika import exceptions
-from pika.adapters.asyncio_connection import AsyncioConnection  # type: ignore[import-untyped]
 from pika.adapters.utils import connection_workflow  # type: ignore[import-untyped]
 
 from postroom.broker.amqp.address import Address
+from postroom.broker.amqp.frames import Arrived, Connection
 from postroom.errors import BrokerClosed, BrokerError, BrokerUnavailable, ConfigurationError
 
 CONNECT_PATIENCE = 10.0
@@ -126,7 +126,7 @@ class Link:
             self._unblocked.set()
             fulfil(gone, None)
 
-        connection = AsyncioConnection(
+        connection = Connection(
             self._parameters(host, port, context),
             on_open_callback=lambda connection: fulfil(opened, connection),
             on_open_error_callback=failed,
@@ -197,11 +197,17 @@ class Channel:
         found: tuple[Any, Any, bytes] | None = await answered(self._getting)
         return found
 
+    def take(self, arrived: Arrived) -> None:
+        """Let all deliveries on this channel go to ``arrived``."""
+        self.raw.connection.take(self.raw.channel_number, arrived)
+
     def cancel(self, tags: Sequence[str]) -> None:
         """Let the server hand over nothing more to these consumers. What is on its way still arrives.
 
         pika's own ``basic_cancel`` would give that back, and the server would count it as tried.
         """
+        if not tags:
+            return
         for tag in tags:
             self.raw._send_method(pika.spec.Basic.Cancel(consumer_tag=tag, nowait=True))
         # Once the server has answered what comes after, nothing more is on its way.

@@ -10,64 +10,100 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from postroom.broker.amqp.frames import Arrived
 from postroom.broker.amqp.link import Channel
 
-_MOST_TAGS = 8
-_SPARE = 16
+_QUIET = 0.05
+"""Seconds without anything, after which nothing is taken to be on its way."""
+_MOST_WAIT = 1.0
+_SPARE = 64
 
 
 class Subscriber:
-    """Hands what arrives to ``arrived(tag, method, properties, body)``. Ends with its channel, of which it tells
-    ``lost()``; then make another."""
+    """Hands over what arrives. Ends with its channel, of which it tells ``lost()``; then make another.
 
-    def __init__(
-        self,
-        channel: Channel,
-        queue: str,
-        arrived: Callable[[int, Any, Any, bytes], object],
-        lost: Callable[[], object],
-    ) -> None:
+    Demand grows by one consumer more on the channel, each with a window of its own: how many messages it may have
+    unsettled. It shrinks by ending them all. A message that is on its way to a consumer when that is ended would be
+    given back by the server, and be counted; so they are ended only when their windows are full, or all is quiet.
+    """
+
+    def __init__(self, channel: Channel, queue: str, arrived: Arrived, lost: Callable[[], object]) -> None:
         self._channel = channel
         self._queue = queue
         self._arrived = arrived
+        self._lost = lost
+        self._loop = asyncio.get_running_loop()
         self._windows: dict[str, int] = {}
-        """By consumer tag, how many unsettled messages the server lets it have."""
-        self._unsettled: dict[int, None] = {}
+        """By consumer tag."""
+        self._used: dict[str, int] = {}
+        """How much of each window is taken."""
+        self._unsettled: dict[int, str] = {}
+        """Delivery tags in their order, and the consumer tag of each."""
+        self._beginning: set[str] = set()
+        """Consumer tags that the server has not confirmed. RabbitMQ 3.10 crashes if one is ended before."""
+        self._wanted = 0
+        self._stirred_at = 0.0
         self._next_barrier: asyncio.Task[Any] | None = None
         self._turn = asyncio.Lock()
         self.is_deleted = False
         """The queue was deleted."""
+        channel.take(self._on_message)
         channel.raw.add_on_cancel_callback(self._on_cancel)
         channel.when_closed(lambda _: lost())
-        self._lost = lost
 
     @property
     def is_alive(self) -> bool:
         return self._channel.reason is None
 
     def ask(self, wanted: int) -> None:
-        """Let up to ``wanted`` messages be unsettled."""
+        """Let at least ``wanted`` messages be unsettled."""
+        self._wanted = wanted
         window = sum(self._windows.values())
-        if window > 2 * wanted + _SPARE or (wanted > window and len(self._windows) >= _MOST_TAGS):
-            self.ask_nothing()
-            window = 0
-        if wanted > window:
-            # Of a large window a half more: else it would grow in as many steps as demand does.
-            more = max(wanted - window, window // 2 if window >= _SPARE else 0)
-            self._channel.raw.basic_qos(prefetch_count=more)
-            tag = self._channel.raw.basic_consume(self._queue, self._on_message)
-            self._windows[tag] = more
+        if wanted <= window:
+            return
+        # At least double: else there would be as many consumers as steps in which the demand grows.
+        more = max(wanted - window, window)
+        self._channel.raw.basic_qos(prefetch_count=more)
+        tag = self._channel.raw.basic_consume(self._queue, self._from_pika, callback=self._on_begun)
+        self._windows[tag] = more
+        self._used[tag] = 0
+        self._beginning.add(tag)
+        self._stirred_at = self._loop.time()
+
+    @property
+    def asks_too_much(self) -> bool:
+        """Whether the windows are much larger than the demand has become."""
+        return sum(self._windows.values()) > 4 * self._wanted + _SPARE
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing can be on its way."""
+        if self._beginning:
+            return False
+        is_full = all(self._used[tag] >= window for tag, window in self._windows.items())
+        return is_full or self._loop.time() - self._stirred_at > _QUIET
 
     def ask_nothing(self) -> None:
-        """Let the server hand over no more; what it has handed over stays here."""
-        if self.is_alive and self._windows:
+        """Let the server hand over no more; what it has handed over stays here. To be called when it is quiet."""
+        if self.is_alive:
             self._channel.cancel(list(self._windows))
+        for tag in self._windows:
+            if not self._used[tag]:
+                del self._used[tag]
         self._windows.clear()
+
+    async def silence(self) -> None:
+        """Ask for nothing, and return once everything that was on its way has arrived."""
+        deadline = self._loop.time() + _MOST_WAIT
+        while not self.is_quiet and self._loop.time() < deadline:  # noqa: ASYNC110 -- nothing happens for a while
+            await asyncio.sleep(_QUIET / 5)
+        self.ask_nothing()
+        await self.barrier()
 
     def ack(self, tags: Sequence[int]) -> None:
         """Settle for good. Effective after ``barrier``."""
         for tag in tags:
-            self._unsettled.pop(tag, None)
+            self._free(tag)
         lowest = next(iter(self._unsettled), None)
         below = [tag for tag in tags if lowest is None or tag < lowest]
         if below:
@@ -79,7 +115,7 @@ class Subscriber:
 
     def requeue(self, tag: int) -> None:
         """Give back as if this process had died with it."""
-        self._unsettled.pop(tag, None)
+        self._free(tag)
         self._channel.raw.basic_nack(tag, requeue=True)
 
     async def barrier(self) -> None:
@@ -89,7 +125,7 @@ class Subscriber:
         off a channel in order: an answer to a later question confirms the acks. Many settles share one question.
         """
         if self._next_barrier is None:
-            self._next_barrier = asyncio.get_running_loop().create_task(self._ask_through())
+            self._next_barrier = self._loop.create_task(self._ask_through())
         await asyncio.shield(self._next_barrier)
 
     async def close(self) -> None:
@@ -100,10 +136,29 @@ class Subscriber:
             self._next_barrier = None
             await self._channel.call("flow", active=True)
 
-    def _on_message(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
-        tag: int = method.delivery_tag
-        self._unsettled[tag] = None
-        self._arrived(tag, method, properties, body)
+    def _free(self, tag: int) -> None:
+        consumer = self._unsettled.pop(tag)
+        self._used[consumer] -= 1
+        if consumer in self._windows:
+            self._stirred_at = self._loop.time()
+        elif not self._used[consumer]:
+            del self._used[consumer]
+
+    def _on_begun(self, frame: Any) -> None:
+        self._beginning.discard(frame.method.consumer_tag)
+
+    def _from_pika(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
+        self._on_message(
+            method.consumer_tag, method.delivery_tag, method.exchange, method.routing_key, properties, body
+        )
+
+    def _on_message(
+        self, consumer: str, tag: int, exchange: str, routing_key: str, properties: Any, body: bytes
+    ) -> None:
+        self._unsettled[tag] = consumer
+        self._used[consumer] += 1
+        self._stirred_at = self._loop.time()
+        self._arrived(consumer, tag, exchange, routing_key, properties, body)
 
     def _on_cancel(self, _: Any) -> None:
         self._windows.clear()

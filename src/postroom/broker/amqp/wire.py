@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
@@ -205,8 +205,8 @@ def can_be_shown(name: str) -> bool:
     return bool(name) and not name.startswith(("x-", "cloudEvents", "postroom")) and len(name.encode()) <= MAX_SHORT
 
 
-def read(properties: Any, body: bytes, topic: str) -> Copy:
-    """What came from the server, ours or of another client. ``topic``: where it was published."""
+def read(properties: Any, body: bytes, topic: Callable[[], str]) -> Copy:
+    """What came from the server, ours or of another client. ``topic()``: where it was published."""
     headers: dict[str, Any] = properties.headers or {}
     ours = headers.get("postroom")
     if isinstance(ours, str):
@@ -214,9 +214,9 @@ def read(properties: Any, body: bytes, topic: str) -> Copy:
             envelope = _decode(ours)
         except msgspec.DecodeError:
             # Somebody else's header of that name: the message must not be lost for it.
-            return _foreign(properties, headers, body, topic)
+            return _foreign(properties, headers, body, topic())
         return _ours(properties, headers, body, envelope)
-    return _foreign(properties, headers, body, topic)
+    return _foreign(properties, headers, body, topic())
 
 
 def _ours(properties: Any, headers: dict[str, Any], body: bytes, envelope: Envelope) -> Copy:
@@ -275,7 +275,7 @@ def named(copy: Copy, message_id: str) -> Copy:
     return msgspec.structs.replace(copy, message=msgspec.structs.replace(copy.message, id=message_id))
 
 
-def read_dead(properties: Any, body: bytes, topic: str) -> Copy:
+def read_dead(properties: Any, body: bytes, topic: Callable[[], str]) -> Copy:
     """A dead letter. There the server counts how often it was looked at: that is no death."""
     copy = msgspec.structs.replace(read(properties, body, topic), deaths=0)
     if copy.dead_at is not None:
