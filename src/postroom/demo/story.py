@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from postroom.demo import sheet
+from postroom.demo.client import Answer
 from postroom.demo.evidence import Line
 from postroom.demo.narrator import Narrator
 from postroom.demo.service import Service, if_more
@@ -199,7 +200,8 @@ class Story:
             status["state"] == "dead", f"half of {photo.name}: dead after {status['attempt']} attempts", status
         )
         path = f"/v1/dead-letters/thumbnails/{job_id}"
-        letter = service.client.get(path).body
+        # With a store beside the broker the status is there a moment before the letter.
+        letter = service.wait("the dead letter", lambda: _if_found(service.client.get(path)))
         self._show(letter)
         narrator.check(
             len(letter["failures"]) == 5 and len(service.evidence.lines("start", job_id=job_id)) == 5,
@@ -299,6 +301,10 @@ class Story:
             self.narrator.check(False, f"the job for {caption} succeeds", status)
         self.pictures.append((caption, status["result"]["thumbnail"]))
         return status
+
+
+def _if_found(answer: Answer) -> Any | None:
+    return answer.body if answer.status == 200 else None
 
 
 def _second(lines: Sequence[Line]) -> Line | None:
