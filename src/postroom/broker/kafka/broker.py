@@ -98,6 +98,7 @@ class KafkaBroker(Broker):
         if self._topology is not None:
             return
         sender, reader = Sender(self.options), Reader(self.options)
+        sender.warm()
         topology = Topology(self.options, sender, reader, self._admin, self._clock)
         try:
             await topology.open()

@@ -78,7 +78,7 @@ class Reader:
     def topics(self) -> dict[str, int]:
         """All topics of the server and how many partitions each has."""
         found = self._client().list_topics(timeout=self._options.timeout).topics
-        return {name: len(topic.partitions) for name, topic in found.items()}
+        return {name: len(topic.partitions) for name, topic in found.items() if topic.partitions}
 
     def offsets_at(self, topic: str, partitions: int, since: float) -> list[int]:
         """For each partition the first offset that was written at or after the unix time ``since``."""

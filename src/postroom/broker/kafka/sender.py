@@ -41,13 +41,17 @@ class _Batch:
 
 
 class Sender:
-    """Made on the event loop; connects at first use. A producer that failed for good is replaced."""
+    """Made on the event loop; connects when warmed or used. A producer that failed for good is replaced."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._producer: Producer | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+
+    def warm(self) -> None:
+        """Ask the server for a producer id now: the first message would wait half a second for it."""
+        self._started()
 
     async def send(self, records: Sequence[Record]) -> list[KafkaError | None]:
         """Returns, in order, ``None`` for each that every replica in sync has, else why it is not known to be."""

@@ -22,6 +22,9 @@ from postroom.clock import Clock
 from postroom.errors import ConfigurationError
 from postroom.message import Message
 
+_NEW = 2.0
+"""Seconds within which a topic that was made is known everywhere; else it was deleted by somebody."""
+
 Offsets = dict[str, list[int]]
 """For each Kafka topic an offset of each partition."""
 
@@ -112,7 +115,6 @@ class Topology:
             records = reader.records({(name, 0): (self._read_to, end)})
             found = [((record.key() or b"").decode(), record.value()) for record in records]
             self._read_to = end
-            self.partitions = reader.topics()
             return found
 
         changes = await self._reader.call(read)
@@ -123,6 +125,9 @@ class Topology:
                 table.pop(subject, None)
             else:
                 table[subject] = msgspec.json.decode(value, type=Topic if kind == "topic" else Entry)
+        if changes:
+            later = [self._names.later(name) for name in self.subscriptions]
+            await self._look_for([*map(self._names.topic, self.topics), *later])
         return bool(changes)
 
     def heard_by(self, entry: Entry) -> list[str]:
@@ -244,7 +249,16 @@ class Topology:
         unique = {topic.topic: topic for topic in topics}
         futures = self._admin().create_topics(list(unique.values()), request_timeout=self._options.timeout)
         await self._all(futures, KafkaError.TOPIC_ALREADY_EXISTS)
-        self.partitions = await self._reader.call(Reader.topics)
+        await self._look_for(list(unique))
+
+    async def _look_for(self, names: Sequence[str]) -> None:
+        """See which topics there are; not every server knows at once of one that was just made."""
+        deadline = asyncio.get_running_loop().time() + _NEW
+        while True:
+            self.partitions = await self._reader.call(Reader.topics)
+            if all(name in self.partitions for name in names) or asyncio.get_running_loop().time() > deadline:
+                return
+            await asyncio.sleep(0.02)
 
     async def _all(self, futures: Mapping[str, Any], fine: int) -> None:
         for name, future in futures.items():
