@@ -9,13 +9,15 @@ from typing import ClassVar
 
 import msgspec
 
-from postroom.broker.amqp import history, ladder, topology, wire
+from postroom.broker.amqp import doctor, history, ladder, topology, wire
 from postroom.broker.amqp.address import parse
 from postroom.broker.amqp.confirms import Answer, Post, Publisher
 from postroom.broker.amqp.consumer import AMQPConsumer
 from postroom.broker.amqp.frames import Arrived
 from postroom.broker.amqp.letters import Letters
 from postroom.broker.amqp.link import NOT_FOUND, Link, Refused
+from postroom.broker.amqp.ordered import OrderedConsumer
+from postroom.broker.amqp.register import Register
 from postroom.broker.amqp.subscriber import Subscriber
 from postroom.broker.amqp.topology import Directory
 from postroom.broker.amqp.wire import Copy
@@ -23,6 +25,7 @@ from postroom.broker.base import Broker, Capabilities, Consumer, Subscription, S
 from postroom.broker.demands import check_topology
 from postroom.broker.routing import matches
 from postroom.clock import Clock, SystemClock
+from postroom.doctor import Finding
 from postroom.errors import (
     BrokerClosed,
     BrokerUnavailable,
@@ -57,7 +60,7 @@ class AMQPBroker(Broker):
         delay=None,
         priorities=False,
         fifo=False,
-        ordering=False,
+        ordering=True,
         patterns=True,
         filters=True,
         deduplication=False,
@@ -142,7 +145,7 @@ class AMQPBroker(Broker):
             failure = self._told(messages[index], answer)
             if failure is not None:
                 answers[index] = failure
-            elif (at := messages[index].not_before) is not None and at > now:
+            elif posts[index].exchange not in ("", self._address.events):
                 self._note_delayed(messages[index])
         return answers
 
@@ -150,8 +153,9 @@ class AMQPBroker(Broker):
         if lease <= 0:
             raise ConfigurationError(f"consume: lease must be more than 0 seconds, not {lease}")
         self._check()
-        await self._directory.subscription(subscription)
-        consumer = AMQPConsumer(self, subscription, lease, self._consumers.discard)
+        found = await self._directory.subscription(subscription)
+        kind = OrderedConsumer if found.ordered else AMQPConsumer
+        consumer = kind(self, subscription, lease, self._consumers.discard)
         self._consumers.add(consumer)
         return consumer
 
@@ -211,6 +215,12 @@ class AMQPBroker(Broker):
         found = await self._directory.subscription(subscription)
         return await self._repeat(found, self._directory.known.topics, since, replayed=True)
 
+    async def examine(self) -> list[Finding]:
+        if not self._opened or self._closed:
+            return []
+        state = await self._directory.refresh()
+        return await doctor.examine(self._reading, self._publisher, self._address, state)
+
     # What consumers need
 
     @property
@@ -243,6 +253,17 @@ class AMQPBroker(Broker):
             [Post("", dead, wire.properties_of(copy), copy.message.body) for copy in copies]
         )
 
+    async def recall(self, subscription: str) -> tuple[int, bytes]:
+        register = self._state_of(subscription)
+        state = await register.look()
+        return register.version, state
+
+    async def remember(self, subscription: str, version: int, state: bytes) -> None:
+        await self._state_of(subscription).write(version, state)
+
+    def _state_of(self, subscription: str) -> Register:
+        return Register(self._reading, self._publisher, self._address.state(subscription))
+
     def topic_of(self, exchange: str, routing_key: str) -> str:
         if exchange == ladder.end(self._address):
             return ladder.topic_of(routing_key)
@@ -264,9 +285,11 @@ class AMQPBroker(Broker):
         if topic is None:
             raise TopicNotFound(f"no queue or topic {message.topic!r} is known to the broker; declare it first")
         delay = 0.0 if message.not_before is None else message.not_before - now
-        due = message.not_before if delay > ladder.LONGEST else None
+        is_ordered = topic.queue and self._directory.known.subscriptions[topic.name].ordered
+        # Where there is an order it has its place now, and waits there for its time.
+        due = message.not_before if delay > ladder.LONGEST or (is_ordered and delay > 0) else None
         properties = wire.properties_of(Copy(message=message, due=due))
-        if delay > 0:
+        if delay > 0 and not is_ordered:
             to = ladder.to_queue(topic.name) if topic.queue else ladder.to_topic(topic.name)
             return Post(*ladder.way(self._address, delay, to), properties, message.body)
         if topic.queue:
@@ -320,7 +343,7 @@ class AMQPBroker(Broker):
             pattern=subscription.pattern,
             queue=is_queue,
             ready=depths.get(self._address.queue(name), 0) + sum(consumer.waiting for consumer in consumers),
-            delayed=self._delayed(name),
+            delayed=self._delayed(name) + sum(consumer.delayed for consumer in consumers),
             running=sum(consumer.running for consumer in consumers),
             dead=depths.get(self._address.dead(name), 0),
             oldest=None,

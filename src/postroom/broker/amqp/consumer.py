@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from postroom.broker.amqp import ladder, wire
@@ -58,6 +58,12 @@ class Office(Protocol):
         """Store them among its dead letters."""
         ...
 
+    async def recall(self, subscription: str) -> tuple[int, bytes]:
+        """The version and the state that was remembered last; ``b""`` if none was."""
+        ...
+
+    async def remember(self, subscription: str, version: int, state: bytes) -> None: ...
+
 
 class Held:
     """A message the server has handed over: in the buffer, under a lease, or settled."""
@@ -108,6 +114,11 @@ class AMQPConsumer(Consumer):
         return len(self._buffer) + len(self._suspects)
 
     @property
+    def delayed(self) -> int:
+        """Handed over by the server, and waiting behind a key or for its time."""
+        return 0
+
+    @property
     def running(self) -> int:
         return len(self._leased)
 
@@ -135,14 +146,15 @@ class AMQPConsumer(Consumer):
                 source = await self._opened()
                 found = self._take(max_messages)
                 if found:
+                    await self._hand_out(found)
                     return found
                 left = None if deadline is None else deadline - self._loop.time()
                 if left is not None and left <= 0:
                     return []
-                source.ask(len(self._leased) + self.waiting + max_messages)
+                source.ask(self._demand(max_messages))
                 self._wake.clear()
                 await self._office.clock.wait(self._wake, left)
-                if not (source.is_alive or source.is_deleted or self._closed):
+                if not (source.is_alive or source.is_deleted or self._closed or source is not self._source):
                     raise BrokerUnavailable(f"{self._name}: the connection was lost; the next receive opens another")
         finally:
             self._receiving -= 1
@@ -193,12 +205,7 @@ class AMQPConsumer(Consumer):
         source = self._source
         if source is not None and source.is_alive:
             try:
-                await source.silence()
-                held = [*self._buffer, *self._suspects, *(held for held in self._leased if not held.is_settling)]
-                self._buffer.clear()
-                self._suspects.clear()
-                if held:
-                    await self._give_back([(one, one.copy.released(), 0.0) for one in held])
+                await self._release_all(source)
                 if self._tasks:
                     await asyncio.wait(self._tasks)
                 await source.close()
@@ -208,7 +215,22 @@ class AMQPConsumer(Consumer):
             self._timer.cancel()
         self._on_close(self)
 
+    async def _release_all(self, source: Subscriber) -> None:
+        await source.silence()
+        held = [*self._buffer, *self._suspects, *(held for held in self._leased if not held.is_settling)]
+        self._buffer.clear()
+        self._suspects.clear()
+        if held:
+            await self._give_back([(one, one.copy.released(), 0.0) for one in held])
+
     # Receiving
+
+    def _demand(self, max_messages: int) -> int:
+        """How many messages the server should let be unsettled."""
+        return len(self._leased) + self.waiting + max_messages
+
+    async def _hand_out(self, deliveries: Sequence[Delivery]) -> None:
+        """What must have happened before these leave."""
 
     async def _opened(self) -> Subscriber:
         async with self._opening:
@@ -218,9 +240,12 @@ class AMQPConsumer(Consumer):
                 raise SubscriptionNotFound(f"subscription {self._name!r} was deleted")
             if self._source is None or not self._source.is_alive:
                 self._forget()
-                self._source = await self._office.subscribe(self._name, self._arrived, self._lost)
+                self._source = await self._subscribe()
                 self._tend()
             return self._source
+
+    async def _subscribe(self) -> Subscriber:
+        return await self._office.subscribe(self._name, self._arrived, self._lost)
 
     def _forget(self) -> None:
         """The connection is lost: the server has given all of it to others."""
@@ -326,6 +351,11 @@ class AMQPConsumer(Consumer):
             answers |= zip(again, await self._office.put(self._name, list(again.values())), strict=True)
         if dead:
             answers |= zip(dead, await self._office.bury(self._name, list(dead.values())), strict=True)
+        return self._refused(chosen, answers)
+
+    def _refused(
+        self, chosen: Mapping[int, tuple[Held, Outcome]], answers: Mapping[int, Answer]
+    ) -> dict[int, SettlementError]:
         return {
             index: SettlementError(
                 f"message {chosen[index][0].copy.message.id}: RabbitMQ did not take its copy: {answer}"
@@ -372,6 +402,11 @@ class AMQPConsumer(Consumer):
             return
         now = self._loop.time()
         self._end_leases(now)
+        self._look_after(source, now)
+        self._timer = self._loop.call_later(_TEND, self._tend)
+
+    def _look_after(self, source: Subscriber, now: float) -> None:
+        """Give back what nobody takes."""
         if self._receiving and source.asks_too_much and source.is_quiet:
             source.ask_nothing()
             self._wake.set()
@@ -382,7 +417,6 @@ class AMQPConsumer(Consumer):
             for held in late:
                 self._suspects.remove(held)
             self._start(self._give_back([(held, held.copy.released(), _SUSPECT_WAIT) for held in late]))
-        self._timer = self._loop.call_later(_TEND, self._tend)
 
     def _end_leases(self, now: float) -> None:
         over = [held for held in self._leased if held.until <= now and not held.is_settling]
@@ -405,10 +439,11 @@ class AMQPConsumer(Consumer):
         if unwanted:
             self._start(self._give_back([(held, held.copy.released(), 0.0) for held in unwanted]))
 
-    def _start(self, work: Any) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -37,6 +37,7 @@ class Connection(AsyncioConnection):  # type: ignore[misc]
     """A connection of pika, some of whose channels take their deliveries themselves."""
 
     _frame_buffer: bytes
+    bytes_received: int
 
     def take(self, channel: int, arrived: Arrived) -> None:
         """From now on deliveries of that channel go to ``arrived``; those that pika has begun to read, it ends."""
@@ -66,6 +67,8 @@ class Connection(AsyncioConnection):  # type: ignore[misc]
                 self._process_frame(frame.decode_frame(buffer[start:stop])[1])
             start = stop
         self._frame_buffer = buffer[start:]
+        # By these pika knows that the connection lives.
+        self.bytes_received += start
 
     def _on_channel_cleanup(self, channel: Any) -> None:
         # The number is given to another channel later.

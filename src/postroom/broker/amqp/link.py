@@ -22,6 +22,8 @@ from postroom.errors import BrokerClosed, BrokerError, BrokerUnavailable, Config
 
 CONNECT_PATIENCE = 10.0
 """Seconds to reach one node and to agree with it."""
+CLOSE_PATIENCE = 3.0
+"""Seconds for the server's goodbye."""
 CALL_PATIENCE = 30.0
 """Seconds for an answer; a server that is alive but silent for so long is taken for unreachable."""
 BLOCKED_PATIENCE = 5.0
@@ -85,12 +87,14 @@ class Link:
             return
         if connection.is_open:
             connection.close()
-        try:
-            async with asyncio.timeout(CONNECT_PATIENCE):
-                await asyncio.shield(gone)
-        except TimeoutError:
-            # It does not answer; the socket goes with the last reference to it.
-            pass
+        for _ in range(2):
+            try:
+                async with asyncio.timeout(CLOSE_PATIENCE):
+                    await asyncio.shield(gone)
+                    return
+            except TimeoutError:
+                # A server short of memory does not read that it is to close.
+                connection._terminate_stream(exceptions.ConnectionOpenAborted("it did not answer the goodbye"))
 
     async def _opened(self) -> Any:
         async with self._opening:

@@ -25,7 +25,7 @@ class Register:
         self._link = link
         self._publisher = publisher
         self._queue = queue
-        self._version = 0
+        self.version = 0
 
     async def read(self) -> bytes:
         """What was written last; empty if nothing ever was."""
@@ -46,6 +46,21 @@ class Register:
             await channel.close()
         return b"" if found is None else found
 
+    async def look(self) -> bytes:
+        """``read`` for the only one who reads it: an empty queue is empty."""
+        channel = await self._link.channel()
+        try:
+            return await self._newest(channel) or b""
+        except Refused as error:
+            raise BrokerUnavailable(str(error)) from error
+        finally:
+            await channel.close()
+
+    async def write(self, version: int, body: bytes) -> None:
+        """For the only one who writes, to a queue that keeps but one message."""
+        properties = BasicProperties(delivery_mode=_PERSISTENT, headers={"version": version})
+        await self._store(properties, body)
+
     async def replace(self, body: bytes) -> None:
         """Write ``body``. A death on the way leaves both, and the newer is read."""
         channel = await self._link.channel()
@@ -55,15 +70,18 @@ class Register:
             properties = BasicProperties(
                 content_type="application/json",
                 delivery_mode=_PERSISTENT,
-                headers={"version": self._version + 1},
+                headers={"version": self.version + 1},
             )
-            (answer,) = await self._publisher.send([Post("", self._queue, properties, body)])
-            if answer != "stored":
-                raise BrokerUnavailable(f"{self._queue!r} was not written: {answer}")
+            await self._store(properties, body)
             channel.raw.basic_ack(0, multiple=True)
             await channel.call("flow", active=True)
         finally:
             await channel.close()
+
+    async def _store(self, properties: Any, body: bytes) -> None:
+        (answer,) = await self._publisher.send([Post("", self._queue, properties, body)])
+        if answer != "stored":
+            raise BrokerUnavailable(f"{self._queue!r} was not written: {answer}")
 
     async def _newest(self, channel: Channel) -> bytes | None:
         """Take all there are; the newest of them."""
@@ -71,8 +89,8 @@ class Register:
         while (found := await channel.get(self._queue)) is not None:
             _, properties, body = found
             version = _version(properties)
-            if newest is None or version >= self._version:
-                newest, self._version = body, version
+            if newest is None or version >= self.version:
+                newest, self.version = body, version
         return newest
 
 

@@ -159,7 +159,7 @@ class Directory:
         queue, dead = self._address.queue(wanted.name), self._address.dead(wanted.name)
         await self._declare_kept(dead)
         if wanted.ordered:
-            await self._declare_kept(self._address.state(wanted.name))
+            await self._declare_kept(self._address.state(wanted.name), {"x-max-length": 1})
         await channel.call("queue_declare", queue=queue, durable=True, arguments=self._arguments(wanted, dead))
         bindings = self._bindings(wanted, is_queue)
         old = self._bindings(before, is_queue) if before is not None else []
@@ -173,10 +173,10 @@ class Directory:
             if exchange not in {binding.destination for binding in bindings}:
                 await channel.call("exchange_delete", exchange=exchange)
 
-    async def _declare_kept(self, queue: str) -> None:
+    async def _declare_kept(self, queue: str, more: dict[str, Any] | None = None) -> None:
         """A queue whose messages are looked at and put back without limit."""
-        arguments: dict[str, Any] = {"x-queue-type": "quorum"}
-        if _version_of(self._link.server) >= (4, 0):
+        arguments: dict[str, Any] = {"x-queue-type": "quorum", **(more or {})}
+        if version_of(self._link.server) >= (4, 0):
             # There each look counts, and after twenty the message would be gone (rabbitmq.com/docs/quorum-queues).
             arguments["x-delivery-limit"] = -1
         channel = await self._link.channel()
@@ -201,7 +201,7 @@ class Directory:
         }
         if subscription.ordered:
             arguments["x-single-active-consumer"] = True
-            if _version_of(self._link.server) >= (4, 0):
+            if version_of(self._link.server) >= (4, 0):
                 arguments["x-delivery-limit"] = -1
         else:
             arguments["x-delivery-limit"] = BACKSTOP
@@ -262,7 +262,8 @@ def check(state: State, topics: Sequence[Topic], subscriptions: Sequence[Subscri
             raise ConfigurationError(f"{name[:40]!r}…: at most {_LONGEST_NAME} bytes fit into a routing key")
 
 
-def _version_of(server: dict[str, Any]) -> tuple[int, int]:
+def version_of(server: dict[str, Any]) -> tuple[int, int]:
+    """Major and minor."""
     major, minor = (str(server.get("version", "0.0")).split(".") + ["0"])[:2]
     return int(major), int(minor)
 
