@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from uuid import uuid4
 
+import msgspec
 import pika
 import pytest
 from services.rabbitmq import RabbitMQServer
@@ -305,38 +306,34 @@ def test_a_connection_lives_while_nothing_happens(url: str) -> None:
     asyncio.run(main())
 
 
-def test_an_ordered_holder_that_dies(url: str) -> None:
+def test_an_ordered_holder_that_dies(server: RabbitMQServer, url: str) -> None:
     """C14, C7: the next one has the messages in their order, knows of earlier failures, and charges what was tried."""
     first, second = (message(key="k") for _ in range(2))
+    ordered = [Topic(name="o", queue=True)], [Subscription(name="o", pattern="o", ordered=True)]
+    sent = [msgspec.structs.replace(item, topic="o") for item in (first, second)]
 
-    async def main() -> None:
-        async with asyncio.timeout(60):
-            dying, living = AMQPBroker(url), AMQPBroker(url)
-            for broker in (dying, living):
-                await broker.connect()
-                subscription = Subscription(name="q", pattern="q", ordered=True)
-                await broker.declare([Topic(name="q", queue=True)], [subscription])
-            await living.publish([first, second])
-            holder, heir = await dying.consume("q"), await living.consume("q")
-            (delivery,) = await holder.receive(5, 5.0)
-            assert await holder.settle([(delivery, Retry(delay=0.0, failure=FAILURE))]) == [None]
-            (delivery,) = await holder.receive(5, 5.0)
-            assert (delivery.message, delivery.attempt, delivery.suspect) == (first, 2, False)
-            # As a death would: without a goodbye.
-            for link in dying._links:
-                link._connection._transport.abort()
-            (delivery,) = await heir.receive(5, 10.0)
-            assert (delivery.message, delivery.attempt, delivery.suspect) == (first, 3, True)
-            assert await heir.settle([(delivery, Dead(FAILURE))]) == [None]
-            (letter,) = await living.dead_letters("q")
-            assert [failure.reason for failure in letter.failures] == ["error", "worker_lost", "error"]
-            (delivery,) = await heir.receive(5, 5.0)
-            # It had only waited behind its key.
-            assert (delivery.message, delivery.attempt, delivery.suspect) == (second, 1, False)
-            await living.close()
-            await dying.close()
+    async def scenario(dying: AMQPBroker, proxy: Proxy) -> None:
+        living = AMQPBroker(url)
+        await living.connect()
+        await living.declare(*ordered)
+        await living.publish(sent)
+        holder, heir = await dying.consume("o"), await living.consume("o")
+        (delivery,) = await holder.receive(5, 5.0)
+        assert await holder.settle([(delivery, Retry(delay=0.0, failure=FAILURE))]) == [None]
+        (delivery,) = await holder.receive(5, 5.0)
+        assert (delivery.message, delivery.attempt, delivery.suspect) == (sent[0], 2, False)
+        proxy.cut()
+        (delivery,) = await heir.receive(5, 10.0)
+        assert (delivery.message, delivery.attempt, delivery.suspect) == (sent[0], 3, True)
+        assert await heir.settle([(delivery, Dead(FAILURE))]) == [None]
+        (letter,) = await living.dead_letters("o")
+        assert [failure.reason for failure in letter.failures] == ["error", "worker_lost", "error"]
+        (delivery,) = await heir.receive(5, 5.0)
+        # It had only waited behind its key.
+        assert (delivery.message, delivery.attempt, delivery.suspect) == (sent[1], 1, False)
+        await living.close()
 
-    asyncio.run(main())
+    through_a_proxy(url, server.port, scenario)
 
 
 def test_a_server_that_is_down_costs_nothing(server: RabbitMQServer, url: str) -> None:
