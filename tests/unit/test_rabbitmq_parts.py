@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -233,6 +234,7 @@ def _delivered(tag: int, key: str, body: bytes) -> bytes:
 
 class _Offline(Connection):
     def __init__(self) -> None:
+        self._transport = SimpleNamespace()
         self._frame_buffer = b""
         self.bytes_received = self.frames_received = 0
         self.handled: list[Any] = []

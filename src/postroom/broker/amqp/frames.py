@@ -42,6 +42,8 @@ class Connection(AsyncioConnection):  # type: ignore[misc]
     def take(self, channel: int, arrived: Arrived) -> None:
         """From now on deliveries of that channel go to ``arrived``; those that pika has begun to read, it ends."""
         self._takers()[channel] = _Taker(arrived)
+        # pika reads 4 KiB at a time, as it copies what is left after every frame; here nothing is copied.
+        self._transport._MAX_RECV_BYTES = 65_536
 
     def _takers(self) -> dict[int, _Taker]:
         if not hasattr(self, "_by_channel"):

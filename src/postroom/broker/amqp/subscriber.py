@@ -104,6 +104,7 @@ class Subscriber:
         """Settle for good. Effective after ``barrier``."""
         for tag in tags:
             self._free(tag)
+        self._stirred_at = self._loop.time()
         lowest = next(iter(self._unsettled), None)
         below = [tag for tag in tags if lowest is None or tag < lowest]
         if below:
@@ -116,6 +117,7 @@ class Subscriber:
     def requeue(self, tag: int) -> None:
         """Give back as if this process had died with it."""
         self._free(tag)
+        self._stirred_at = self._loop.time()
         self._channel.raw.basic_nack(tag, requeue=True)
 
     async def barrier(self) -> None:
@@ -139,9 +141,7 @@ class Subscriber:
     def _free(self, tag: int) -> None:
         consumer = self._unsettled.pop(tag)
         self._used[consumer] -= 1
-        if consumer in self._windows:
-            self._stirred_at = self._loop.time()
-        elif not self._used[consumer]:
+        if not self._used[consumer] and consumer not in self._windows:
             del self._used[consumer]
 
     def _on_begun(self, frame: Any) -> None:

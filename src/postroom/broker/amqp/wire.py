@@ -32,6 +32,11 @@ MAX_SHORT = 255
 _PLAIN_HISTORY = 4096
 _PERSISTENT = 2
 _OURS = ("postroom", "postroom-failures")
+_USUAL = (
+    frozenset(_OURS)
+    | {f"cloudEvents_{name}" for name in ("specversion", "id", "source", "type")}
+    | {"x-delivery-count"}
+)
 
 
 class Envelope(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -220,7 +225,9 @@ def read(properties: Any, body: bytes, topic: Callable[[], str]) -> Copy:
 
 
 def _ours(properties: Any, headers: dict[str, Any], body: bytes, envelope: Envelope) -> Copy:
-    shown = {name: value for name, value in headers.items() if not _is_reserved(name)}
+    # As a rule there is nothing but what we have put there ourselves.
+    is_plain = headers.keys() <= _USUAL
+    shown = {} if is_plain else {name: value for name, value in headers.items() if not _is_reserved(name)}
     if envelope.headers:
         shown |= envelope.headers
     message = Message(
