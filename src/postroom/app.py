@@ -105,6 +105,7 @@ class App:
         ordered: bool = False,
         isolation: Isolation | None = None,
         result_ttl: Seconds = RESULT_TTL,
+        transaction: Any = None,
     ) -> _TaskDecorator: ...
     def task(
         self,
@@ -120,6 +121,7 @@ class App:
         ordered: bool = False,
         isolation: Isolation | None = None,
         result_ttl: Seconds = RESULT_TTL,
+        transaction: Any = None,
     ) -> Any:
         """Decorator: make a function a task.
 
@@ -133,11 +135,17 @@ class App:
         ``ordered``: run messages of one ``key`` one at a time, in the order they were enqueued.
         ``isolation="process"``: run in a process of its own, which may crash or be killed.
         ``result_ttl``: seconds for which status and result are kept after the end; 24 h by default.
+        ``transaction``: run each message in a transaction, with exactly one effect: it is opened, the message marked
+        as by ``ctx.once``, and all committed when the function has returned; a duplicate does not run, and has the
+        first result. An engine or sessionmaker of SQLAlchemy, a pool of asyncpg or psycopg, Django's connection, the
+        class of a resource that is one of these, or a function that opens a connection (it is closed afterwards) or
+        a context manager that gives one and commits. A parameter annotated with the connection's class receives it.
         Raises ``ConfigurationError``.
         """
         options = _handler_options(
-            retry, timeout, lease, ordered, isolation, priority=priority, result_ttl=seconds(result_ttl, "result_ttl")
-        )
+            retry, timeout, lease, ordered, isolation, transaction,
+            priority=priority, result_ttl=seconds(result_ttl, "result_ttl"),
+        )  # fmt: skip
 
         def decorate(target: Callable[..., Any]) -> Task[..., Any]:
             handler = TaskHandler(
@@ -184,6 +192,7 @@ class App:
         lease: float | None = None,
         ordered: bool = False,
         isolation: Isolation | None = None,
+        transaction: Any = None,
     ) -> Callable[[F], F]:
         """Decorator: the function handles every event that matches, under a durable subscription ``name``.
 
@@ -194,7 +203,7 @@ class App:
         """
         if start not in ("latest", "earliest"):
             raise ConfigurationError(f"subscription {name!r}: start={start!r}: 'latest' or 'earliest'")
-        options = _handler_options(retry, timeout, lease, ordered, isolation)
+        options = _handler_options(retry, timeout, lease, ordered, isolation, transaction)
 
         def decorate(function: F) -> F:
             topic = self.topics.get(pattern)
@@ -358,6 +367,7 @@ def _handler_options(
     lease: float | None,
     ordered: bool,
     isolation: Isolation | None,
+    transaction: Any,
     *,
     priority: int = 0,
     result_ttl: float = RESULT_TTL,
@@ -368,6 +378,7 @@ def _handler_options(
         lease=LEASE if lease is None else lease,
         ordered=ordered,
         isolation=isolation,
+        transaction=transaction,
         priority=priority,
         result_ttl=result_ttl,
     )

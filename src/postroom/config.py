@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from postroom.errors import ConfigurationError
 
@@ -104,6 +104,8 @@ class HandlerOptions:
     """``"process"``: run in a process of its own, for handlers that burn CPU or may crash."""
     priority: int = 0
     result_ttl: float = RESULT_TTL
+    transaction: Any = None
+    """What opens the transaction the handler runs in; see ``App.task``."""
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not self.timeout > 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from postroom import codec
 from postroom.message import Message, Progress, new_id
 
 INJECTED: Any = type("Injected", (), {"__repr__": lambda self: "INJECTED"})()
@@ -71,7 +72,8 @@ class Context:
         psycopg, SQLAlchemy (a session, too) or Django, whose database has the table made by
         :func:`postroom.create_inbox`.
 
-        Raises ``AlreadyProcessed`` (let it pass: it counts as success) if an earlier delivery committed, and
+        Raises ``AlreadyProcessed`` (let it pass: it counts as success) if an earlier delivery committed, with the
+        result kept by :meth:`keep_result`, and
         ``ConfigurationError`` if the table is missing or no transaction could be joined.
         """
         from postroom.store.inbox import mark
@@ -83,3 +85,22 @@ class Context:
         from postroom.store.inbox import amark
 
         await amark(connection, self.subscription, self.message.id)
+
+    def keep_result(self, connection: Any, result: Any) -> None:
+        """Keep ``result`` with the mark of :meth:`once`, in the same transaction: duplicates have it as theirs.
+
+        Call it after ``once``; a task with ``transaction=`` does so by itself with what it returns.
+        Raises ``EncodeError`` for what JSON cannot carry.
+        """
+        from postroom.store.inbox import keep
+
+        keep(connection, self.subscription, self.message.id, self._encoded(result))
+
+    async def akeep_result(self, connection: Any, result: Any) -> None:
+        """:meth:`keep_result` for the connections of :meth:`aonce`."""
+        from postroom.store.inbox import akeep
+
+        await akeep(connection, self.subscription, self.message.id, self._encoded(result))
+
+    def _encoded(self, result: Any) -> bytes:
+        return codec.encode_field(result, f"{self.message.name}: result")

@@ -15,6 +15,8 @@ from postroom import codec
 from postroom.config import HandlerOptions
 from postroom.context import INJECTED, Context
 from postroom.errors import ConfigurationError, ValidationError
+from postroom.store.inbox import transactions
+from postroom.store.inbox.connections import kind_of_type
 
 _UPLOAD = "postroom.upload"
 
@@ -45,6 +47,8 @@ class Handler:
         self.is_async = inspect.iscoroutinefunction(function)
         self.injected: dict[str, Any] = {}
         """Parameter name → the type to inject."""
+        self.connection: str | None = None
+        """The parameter that gets the connection of ``options.transaction``."""
         self._resources = resources
         self._compiled = False
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
@@ -59,6 +63,7 @@ class Handler:
     def compile(self) -> None:
         """Read the function's parameters. Raises ``ConfigurationError``."""
         if not self._compiled:
+            self._check_transaction()
             self._accept(self._parameters())
             self._compiled = True
 
@@ -85,7 +90,9 @@ class Handler:
                     f"{self.label}: parameter {name!r}: *args, **kwargs and positional-only ones cannot travel by name"
                 )
             hint = hints.get(name, Any)
-            if hint is Context or (isinstance(hint, type) and hint in self._resources):
+            if self._is_connection(hint):
+                self.connection = name
+            elif hint is Context or (isinstance(hint, type) and hint in self._resources):
                 self.injected[name] = hint
             elif parameter.default is INJECTED:
                 raise ConfigurationError(
@@ -95,6 +102,32 @@ class Handler:
             else:
                 arguments[name] = parameter.replace(annotation=hint)
         return arguments
+
+    def _is_connection(self, hint: Any) -> bool:
+        own = get_origin(hint) or hint
+        kind = kind_of_type(own) if self.options.transaction is not None and isinstance(own, type) else None
+        if kind is not None and kind.awaited != self.is_async:
+            raise ConfigurationError(
+                f"{self.label}: transaction=: {own.__qualname__} is for {'async' if kind.awaited else 'sync'} handlers"
+            )
+        return kind is not None
+
+    def _check_transaction(self) -> None:
+        source = self.options.transaction
+        if source is None:
+            return
+        transactions.check(source, self.label)
+        if isinstance(source, type) and source not in self._resources:
+            raise ConfigurationError(
+                f"{self.label}: transaction={source.__qualname__}: there is no resource of this type; register one "
+                "with @app.resource"
+            )
+        awaited = transactions.is_awaited(source)
+        if awaited is not None and awaited != self.is_async:
+            # A sync connection in a coroutine that waits for another's mark would stop the loop the other runs on.
+            raise ConfigurationError(
+                f"{self.label}: transaction={source!r} is for {'async' if awaited else 'sync'} handlers"
+            )
 
     def _check_result_type(self) -> None:
         if self.returns not in (None, type(None), Any):

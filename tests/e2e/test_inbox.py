@@ -165,6 +165,43 @@ def test_a_duplicate_leaves_the_transaction_usable(place: Place) -> None:
     assert place.amount() == 80
 
 
+def test_a_duplicate_has_the_result_that_was_kept(place: Place) -> None:
+    ctx = context()
+    with place.connection() as connection:
+        place.begin(connection)
+        with pytest.raises(ConfigurationError, match=r"call ctx\.once before"):
+            ctx.keep_result(connection, 1)
+        ctx.once(connection)
+        ctx.keep_result(connection, {"paid": ["ä", None]})
+        place.commit(connection)
+    with place.connection() as connection:
+        place.begin(connection)
+        with pytest.raises(AlreadyProcessed) as processed:
+            ctx.once(connection)
+        place.rollback(connection)
+    assert processed.value.result == {"paid": ["ä", None]}
+
+
+def test_an_older_table_is_brought_up_to_date(place: Place) -> None:
+    """The marks in it stay."""
+    ctx = context()
+    pay(place, ctx)
+    with place.connection() as connection:
+        place.begin(connection)
+        place.run(connection, "ALTER TABLE postroom_inbox DROP COLUMN result")
+        place.commit(connection)
+    with place.connection() as connection:
+        place.begin(connection)
+        with pytest.raises(ConfigurationError, match="postroom inbox create"):
+            ctx.once(connection)
+        place.rollback(connection)
+    with place.connection() as connection:
+        place.begin(connection)
+        create_inbox(connection)
+        place.commit(connection)
+    assert not pay(place, ctx)
+
+
 def test_two_at_the_same_time_make_one_effect(place: Place) -> None:
     """The second waits for the first, and then finds its mark."""
     for _ in range(5):

@@ -113,6 +113,7 @@ class Topic(Publishing[T]):
         lease: float | None = None,
         ordered: bool = False,
         isolation: Isolation | None = None,
+        transaction: Any = None,
     ) -> Callable[[F], F]:
         """Decorator: the function handles every event of this topic, under a durable subscription ``name``.
 
@@ -128,6 +129,7 @@ class Topic(Publishing[T]):
             lease=lease,
             ordered=ordered,
             isolation=isolation,
+            transaction=transaction,
         )
         return decorator
 

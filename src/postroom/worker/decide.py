@@ -30,17 +30,21 @@ def worker_name() -> str:
 
 def succeeded(value: Any, delivery: Delivery, max_size: int) -> Outcome:
     """The handler returned ``value``."""
-    if value is None:
-        return Ack()
-    name = delivery.message.name
     try:
-        result = codec.encode_field(value, f"{name}: result")
-        if len(result) > max_size:
-            raise EncodeError(f"{name}: the result has {len(result):,} bytes, the limit is {max_size:,}")
+        return Ack(encoded(value, delivery.message.name, max_size))
     except EncodeError as error:
         # Its effects are done: running it again would repeat them and fail at the same place.
         return Dead(failure(delivery, "error", error, note="the handler ran to its end, but its result cannot be kept"))
-    return Ack(result)
+
+
+def encoded(value: Any, name: str, max_size: int) -> bytes | None:
+    """A handler's result as JSON; ``None`` for none. Raises ``EncodeError``."""
+    if value is None:
+        return None
+    result = codec.encode_field(value, f"{name}: result")
+    if len(result) > max_size:
+        raise EncodeError(f"{name}: the result has {len(result):,} bytes, the limit is {max_size:,}")
+    return result
 
 
 def failed(error: BaseException, delivery: Delivery, policy: RetryPolicy, started_at: float, max_size: int) -> Outcome:

@@ -14,7 +14,7 @@ from postroom.errors import DecodeError, ValidationError
 from postroom.handler import TaskHandler
 from postroom.lifecycle import Middleware
 from postroom.store.blobs import BlobStore
-from postroom.worker import decide
+from postroom.worker import decide, transaction
 from postroom.worker.threads import Interrupted
 from postroom.worker.work import Work
 
@@ -38,7 +38,7 @@ class Executor:
         """Run a sync handler in the current thread. Never raises."""
         try:
             work.start(interrupt)
-            value = work.handler.function(**self._arguments(work))
+            value = self._run(work)
         except BaseException as error:
             return self._failed(work, error)
         return decide.succeeded(value, work.delivery, self._max_size)
@@ -48,9 +48,9 @@ class Executor:
         try:
             work.start(interrupt)
             if self._middleware:
-                value = await self._surrounded(work, lambda: self._await(work))
+                value = await self._surrounded(work, lambda: self._arun(work))
             else:
-                value = await work.handler.function(**self._arguments(work))
+                value = await self._arun(work)
         except BaseException as error:
             return self._failed(work, error)
         return decide.succeeded(value, work.delivery, self._max_size)
@@ -61,7 +61,7 @@ class Executor:
         """Run a sync handler by ``run`` (in a thread), within the middleware. Never raises."""
         try:
             work.start(interrupt)
-            value = await self._surrounded(work, lambda: run(lambda: work.handler.function(**self._arguments(work))))
+            value = await self._surrounded(work, lambda: run(lambda: self._run(work)))
         except BaseException as error:
             return self._failed(work, error)
         return decide.succeeded(value, work.delivery, self._max_size)
@@ -74,8 +74,20 @@ class Executor:
             return self._failed(work, error)
         return decide.succeeded(value, work.delivery, self._max_size)
 
-    async def _await(self, work: Work) -> Any:
-        return await work.handler.function(**self._arguments(work))
+    def _run(self, work: Work) -> Any:
+        arguments, source = self._arguments(work), work.handler.options.transaction
+        if source is None:
+            return work.handler.function(**arguments)
+        return transaction.call(work, arguments, self._transaction(source), self._max_size)
+
+    async def _arun(self, work: Work) -> Any:
+        arguments, source = self._arguments(work), work.handler.options.transaction
+        if source is None:
+            return await work.handler.function(**arguments)
+        return await transaction.acall(work, arguments, self._transaction(source), self._max_size)
+
+    def _transaction(self, source: Any) -> Any:
+        return self._resources[source] if isinstance(source, type) else source
 
     async def _surrounded(self, work: Work, innermost: Callable[[], Awaitable[Any]]) -> Any:
         call_next = innermost

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
 
 from postroom.errors import ConfigurationError
 from postroom.signals import AlreadyProcessed
@@ -18,6 +21,7 @@ _CREATE: dict[Database, str] = {
             subscription TEXT NOT NULL,
             message_id   TEXT NOT NULL,
             done_at      REAL NOT NULL,
+            result       TEXT,
             PRIMARY KEY (subscription, message_id)
         ) WITHOUT ROWID
     """,
@@ -26,6 +30,7 @@ _CREATE: dict[Database, str] = {
             subscription text NOT NULL,
             message_id   text NOT NULL,
             done_at      double precision NOT NULL,
+            result       text,
             PRIMARY KEY (subscription, message_id)
         )
     """,
@@ -34,9 +39,22 @@ _CREATE: dict[Database, str] = {
             subscription varchar(127) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
             message_id   varchar(191) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
             done_at      double NOT NULL,
+            result       longtext CHARACTER SET utf8mb4,
             PRIMARY KEY (subscription, message_id)
         )
     """,
+}
+_COLUMNS: dict[Database, str] = {
+    "sqlite": f"SELECT name FROM pragma_table_info('{TABLE}')",
+    "postgresql": f"SELECT column_name::text FROM information_schema.columns WHERE table_name = '{TABLE}' "
+    "AND table_schema = ANY(current_schemas(false)::text[])",
+    "mysql": f"SELECT column_name FROM information_schema.columns WHERE table_name = '{TABLE}' "
+    "AND table_schema = database()",
+}
+_ADD_RESULT: dict[Database, str] = {
+    "sqlite": f"ALTER TABLE {TABLE} ADD COLUMN result TEXT",
+    "postgresql": f"ALTER TABLE {TABLE} ADD COLUMN result text",
+    "mysql": f"ALTER TABLE {TABLE} ADD COLUMN result longtext CHARACTER SET utf8mb4",
 }
 _INSERT = f"INSERT INTO {TABLE} (subscription, message_id, done_at) VALUES (?, ?, ?)"
 # A failed statement would end a PostgreSQL transaction, so a duplicate is no failure there; it waits until an
@@ -46,26 +64,50 @@ _MARK: dict[Database, str] = {
     "postgresql": f"{_INSERT} ON CONFLICT DO NOTHING",
     "mysql": _INSERT,
 }
+_KEEP = f"UPDATE {TABLE} SET result = ? WHERE subscription = ? AND message_id = ?"
+_KEPT = f"SELECT result FROM {TABLE} WHERE subscription = ? AND message_id = ?"
+_RESULT: dict[Database, str] = {
+    "sqlite": _KEPT,
+    "postgresql": _KEPT,
+    # The transaction's snapshot may be older than the mark; a locking read sees what is committed.
+    "mysql": f"{_KEPT} LOCK IN SHARE MODE",
+}
 _PURGE = f"DELETE FROM {TABLE} WHERE done_at < ?"
-_MISSING = ("no such table", "does not exist", "doesn't exist")
+_STATS = f"SELECT count(*), min(done_at) FROM {TABLE}"
+_MISSING = ("no such table", "does not exist", "doesn't exist", "no such column", "has no column", "Unknown column")
 _DUPLICATE = "1062"
 """ER_DUP_ENTRY (MySQL and MariaDB error reference)."""
 
 
-def create_inbox(connection: Any) -> None:
-    """Create the table that ``ctx.once`` writes to, if it is missing. Call it where you create your own tables.
+class InboxStats(NamedTuple):
+    """An inbox in numbers."""
 
-    ``connection``: of ``sqlite3``, apsw, psycopg, SQLAlchemy (also a session) or Django; the caller commits.
+    marks: int
+    oldest: float | None
+    """Unix time of the oldest mark; ``None`` if there is none."""
+
+
+def create_inbox(connection: Any) -> None:
+    """Create the table that ``ctx.once`` writes to, or bring an older one up to date. Repeating it changes nothing.
+
+    Call it where you create or migrate your own tables, or use ``postroom inbox create``. ``connection``: of
+    ``sqlite3``, apsw, psycopg, SQLAlchemy (also a session) or Django; the caller commits.
     Raises ``ConfigurationError`` for another.
     """
     kind = _plain(connection, "create_inbox", "acreate_inbox")
-    kind.run(connection, _CREATE[database_of(kind, connection)], ())
+    database = database_of(kind, connection)
+    kind.run(connection, _CREATE[database], ())
+    if not _has_result(kind.fetch(connection, _COLUMNS[database], ())):
+        kind.run(connection, _ADD_RESULT[database], ())
 
 
 async def acreate_inbox(connection: Any) -> None:
     """:func:`create_inbox` for asyncpg, and the asynchronous connections of psycopg and SQLAlchemy."""
     kind = _awaited(connection, "acreate_inbox", "create_inbox")
-    await kind.run(connection, _CREATE[database_of(kind, connection)], ())
+    database = database_of(kind, connection)
+    await kind.run(connection, _CREATE[database], ())
+    if not _has_result(await kind.fetch(connection, _COLUMNS[database], ())):
+        await kind.run(connection, _ADD_RESULT[database], ())
 
 
 def purge_inbox(connection: Any, older_than: float) -> int:
@@ -84,44 +126,100 @@ async def apurge_inbox(connection: Any, older_than: float) -> int:
     return int(await kind.run(connection, _PURGE, (time.time() - older_than,)))
 
 
+def inbox_stats(connection: Any) -> InboxStats:
+    """How many marks there are, and how old they are. Raises ``ConfigurationError`` if there is no table."""
+    kind = _plain(connection, "inbox_stats", "postroom inbox status")
+    try:
+        ((marks, oldest),) = kind.fetch(connection, _STATS, ())
+    except Exception as error:
+        raise _told(error) from error
+    return InboxStats(int(marks), oldest)
+
+
 def mark(connection: Any, subscription: str, message_id: str) -> None:
     """Record (subscription, message) as done in the connection's transaction; see ``Context.once``."""
     kind = _plain(connection, "ctx.once", "ctx.aonce")
     _check_transaction(kind, connection)
+    database = database_of(kind, connection)
     try:
-        count = kind.run(connection, _MARK[database_of(kind, connection)], (subscription, message_id, time.time()))
+        count = kind.run(connection, _MARK[database], (subscription, message_id, time.time()))
     except Exception as error:
-        raise _told(error, subscription, message_id) from error
+        if not _is_duplicate(error):
+            raise _told(error) from error
+        count = 0
     if count == 0:
-        raise _processed(subscription, message_id)
+        try:
+            rows = kind.fetch(connection, _RESULT[database], (subscription, message_id))
+        except Exception as error:
+            raise _told(error) from error
+        raise _processed(subscription, message_id, rows)
 
 
 async def amark(connection: Any, subscription: str, message_id: str) -> None:
     """:func:`mark` for asynchronous connections."""
     kind = _awaited(connection, "ctx.aonce", "ctx.once")
     _check_transaction(kind, connection)
-    sql = _MARK[database_of(kind, connection)]
+    database = database_of(kind, connection)
     try:
-        count = await kind.run(connection, sql, (subscription, message_id, time.time()))
+        count = await kind.run(connection, _MARK[database], (subscription, message_id, time.time()))
     except Exception as error:
-        raise _told(error, subscription, message_id) from error
+        if not _is_duplicate(error):
+            raise _told(error) from error
+        count = 0
     if count == 0:
-        raise _processed(subscription, message_id)
+        try:
+            rows = await kind.fetch(connection, _RESULT[database], (subscription, message_id))
+        except Exception as error:
+            raise _told(error) from error
+        raise _processed(subscription, message_id, rows)
 
 
-def _processed(subscription: str, message_id: str) -> AlreadyProcessed:
-    return AlreadyProcessed(f"{subscription} has processed message {message_id} before")
+def keep(connection: Any, subscription: str, message_id: str, result: bytes) -> None:
+    """Write the result (JSON) beside the mark; see ``Context.keep_result``."""
+    kind = _plain(connection, "ctx.keep_result", "ctx.akeep_result")
+    try:
+        count = kind.run(connection, _KEEP, (result.decode(), subscription, message_id))
+    except Exception as error:
+        raise _told(error) from error
+    _check_kept(count)
 
 
-def _told(error: Exception, subscription: str, message_id: str) -> Exception:
-    """What the failed insert means; the error itself if nothing special."""
+async def akeep(connection: Any, subscription: str, message_id: str, result: bytes) -> None:
+    """:func:`keep` for asynchronous connections."""
+    kind = _awaited(connection, "ctx.akeep_result", "ctx.keep_result")
+    try:
+        count = await kind.run(connection, _KEEP, (result.decode(), subscription, message_id))
+    except Exception as error:
+        raise _told(error) from error
+    _check_kept(count)
+
+
+def _check_kept(count: int) -> None:
+    if count == 0:
+        raise ConfigurationError("ctx.keep_result: there is no mark; call ctx.once before, in the same transaction")
+
+
+def _has_result(columns: Sequence[Any]) -> bool:
+    return any(row[0] == "result" for row in columns)
+
+
+def _processed(subscription: str, message_id: str, rows: Sequence[Any]) -> AlreadyProcessed:
+    kept = rows[0][0] if rows else None
+    result = None if kept is None else msgspec.json.decode(kept)
+    return AlreadyProcessed(f"{subscription} has processed message {message_id} before", result=result)
+
+
+def _is_duplicate(error: Exception) -> bool:
+    return "IntegrityError" in type(error).__name__ and _DUPLICATE in str(error)
+
+
+def _told(error: Exception) -> Exception:
+    """What a failed statement means; the error itself if nothing special."""
     text = str(error)
-    if "IntegrityError" in type(error).__name__ and _DUPLICATE in text:
-        return _processed(subscription, message_id)
-    if TABLE in text and any(phrase in text for phrase in _MISSING):
+    if (TABLE in text or "result" in text) and any(phrase in text for phrase in _MISSING):
         return ConfigurationError(
-            f"ctx.once: the database has no table {TABLE}; call postroom.create_inbox(connection) where you create "
-            "your own tables"
+            f"ctx.once: the database has no table {TABLE} of this version; call postroom.create_inbox(connection) "
+            "where you create your own tables, or run `postroom inbox create`"
         )
     return error
 
