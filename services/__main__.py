@@ -13,7 +13,7 @@ from pathlib import Path
 
 from services.base import Server, ServiceMissing
 from services.catalogue import NAMES, make_server
-from services.sqs import MotoServer
+from services.sqs import ElasticMQServer, MotoServer
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def _check(names: list[str]) -> int:
     missing = 0
     servers = [make_server(name, _folder(name)) for name in names]
     if "sqs" in names:
-        servers.append(MotoServer(_folder("moto")))
+        servers += [MotoServer(_folder("moto")), ElasticMQServer(_folder("elasticmq"))]
     for server in servers:
         begin = time.monotonic()
         try:

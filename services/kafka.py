@@ -10,26 +10,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from services.base import TOOLS, Server, ServiceMissing, free_port, is_alive, require, wait_until
+from services.base import Server, ServiceMissing, free_port, is_alive, wait_until
+from services.java import fetched, java
 
 VERSION = os.environ.get("POSTROOM_KAFKA_VERSION", "4.3.1")
 
-_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
-  <modelVersion>4.0.0</modelVersion>
-  <groupId>postroom</groupId><artifactId>services</artifactId><version>1</version>
-  <dependencies>
-    <dependency>
-      <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{version}</version>
-    </dependency>
-    <dependency>
-      <groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>{version}</version>
-    </dependency>
-    <dependency>
-      <groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.25.4</version>
-    </dependency>
-  </dependencies>
-</project>
-"""
+_ARTIFACTS = (
+    f"org.apache.kafka:kafka_2.13:{VERSION}",
+    f"org.apache.kafka:kafka-tools:{VERSION}",
+    "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4",
+)
 
 _PROPERTIES = """
 process.roles=broker,controller
@@ -158,35 +148,11 @@ logger.server.level=info
 
 
 def _java(libraries: Path, folder: Path) -> list[str]:
-    java = require("java", "openjdk-17-jre-headless")
-    return [
-        java, "-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData",
-        f"-Dlog4j2.configurationFile={folder}/log4j2.properties", "-cp", f"{libraries}/*",
-    ]  # fmt: skip
+    return java(libraries, f"-Dlog4j2.configurationFile={folder}/log4j2.properties", memory=512)
 
 
 def _libraries() -> Path:
-    """The folder with Kafka's archives, fetched once. Raises ``ServiceMissing``."""
-    folder = TOOLS / f"kafka-{VERSION}-with-tools"
-    if folder.exists():
-        return folder
-    maven = require("mvn", "maven")
-    TOOLS.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=TOOLS) as work:
-        Path(work, "pom.xml").write_text(_POM.format(version=VERSION))
-        command = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={work}/lib"]
-        done = subprocess.run(
-            [maven, "-q", "-B", "-ntp", *command], cwd=work, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise ServiceMissing(f"cannot fetch kafka {VERSION}: {(done.stdout + done.stderr)[-1000:]}")
-        # Two runs may fetch at once: the first to finish wins, whole.
-        try:
-            Path(work, "lib").rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-    return folder
+    return fetched(f"kafka-{VERSION}-with-tools", _ARTIFACTS)
 
 
 if __name__ == "__main__":

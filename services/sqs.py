@@ -1,5 +1,7 @@
-"""Private emulators of Amazon SQS and SNS: MiniStack, and moto for a second opinion. Each in its own virtual
-environment, as their pins clash with those of the client."""
+"""Private emulators of Amazon SQS and SNS: MiniStack, moto for a second opinion, and ElasticMQ for what only it has.
+
+Those in Python have their own virtual environments, as their pins clash with those of the client.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 from services.base import TOOLS, Server, ServiceMissing, is_alive, wait_until
+from services.java import fetched, java
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
 """What a client needs in its environment; the emulators take any."""
@@ -25,7 +28,6 @@ REGION = "eu-west-1"
 class _Emulator(Server):
     name = "sqs"
     package: str
-    program: str
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -45,17 +47,16 @@ class _Emulator(Server):
         return self._process.pid
 
     @abstractmethod
-    def _command(self, program: str) -> list[str]: ...
+    def _command(self) -> list[str]: ...
 
     def _environment(self) -> dict[str, str]:
         return {}
 
     def start(self) -> None:
-        program = _installed(self.package, self.program)
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "server.log", "ab") as output:
             self._process = subprocess.Popen(
-                self._command(program),
+                self._command(),
                 cwd=self.folder,
                 env=os.environ | CREDENTIALS | self._environment(),
                 stdout=output,
@@ -100,10 +101,9 @@ class SQSServer(_Emulator):
     """MiniStack."""
 
     package = "ministack"
-    program = "ministack"
 
-    def _command(self, program: str) -> list[str]:
-        return [program]
+    def _command(self) -> list[str]:
+        return [_installed(self.package, "ministack")]
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -121,10 +121,31 @@ class MotoServer(_Emulator):
     """moto."""
 
     package = "moto[server]"
-    program = "moto_server"
 
-    def _command(self, program: str) -> list[str]:
-        return [program, "-H", "127.0.0.1", "-p", str(self.port)]
+    def _command(self) -> list[str]:
+        return [_installed(self.package, "moto_server"), "-H", "127.0.0.1", "-p", str(self.port)]
+
+
+class ElasticMQServer(_Emulator):
+    """ElasticMQ: SQS without SNS. Of the three it alone has the tasks that move messages (StartMessageMoveTask)."""
+
+    package = "elasticmq"
+
+    def _command(self) -> list[str]:
+        libraries = fetched(f"elasticmq-{_ELASTICMQ}", [f"org.elasticmq:elasticmq-server_2.13:{_ELASTICMQ}"])
+        configuration = self.folder / "elasticmq.conf"
+        configuration.write_text(_ELASTICMQ_CONFIGURATION.format(port=self.port, region=REGION))
+        return [*java(libraries, f"-Dconfig.file={configuration}", memory=256), "org.elasticmq.server.Main"]
+
+
+_ELASTICMQ = "1.6.9"
+_ELASTICMQ_CONFIGURATION = """
+include classpath("application.conf")
+node-address {{ protocol = http, host = "127.0.0.1", port = {port}, context-path = "" }}
+rest-sqs {{ enabled = true, bind-port = {port}, bind-hostname = "127.0.0.1", sqs-limits = strict }}
+rest-stats {{ enabled = false }}
+aws {{ region = {region}, accountId = 000000000000 }}
+"""
 
 
 def _installed(package: str, program: str) -> str:

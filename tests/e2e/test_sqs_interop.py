@@ -11,11 +11,11 @@ from uuid import uuid4
 
 import pytest
 from aiobotocore.session import AioSession
-from services.sqs import CREDENTIALS, MotoServer, SQSServer
+from services.sqs import CREDENTIALS, ElasticMQServer, MotoServer, SQSServer
 from tests.conftest import wait_until, working
-from tests.servers import private
+from tests.servers import private, started
 
-from postroom import INJECTED, App, Context
+from postroom import INJECTED, App, Context, RetryPolicy
 from postroom.broker.base import Consumer, Dead, Delivery, Retry, Subscription, Topic
 from postroom.broker.sqs import SQSBroker, letters
 from postroom.message import Failure, Message, new_id
@@ -221,3 +221,57 @@ def test_a_second_emulator_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         asyncio.run(run())
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["standard", "fifo"])
+def test_amazons_own_redrive_begins_at_the_first_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ordered: bool
+) -> None:
+    """It moves letters as they are, whatever we would change: the worker knows what they have been."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    attempts: list[int] = []
+
+    async def move(sqs: Any) -> None:
+        name = "postroom-mail--dead"
+        if not ordered:
+            queue = (await sqs.get_queue_url(QueueName=name))["QueueUrl"]
+            told = await sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])
+            await sqs.start_message_move_task(SourceArn=told["Attributes"]["QueueArn"])
+            return
+        # ElasticMQ's task leaves FIFO queues alone. Amazon's takes the message's own id to tell it apart.
+        queue = (await sqs.get_queue_url(QueueName=f"{name}.fifo"))["QueueUrl"]
+        (letter,) = (await sqs.receive_message(QueueUrl=queue, MessageAttributeNames=["All"]))["Messages"]
+        await sqs.send_message(
+            QueueUrl=queue.replace("--dead", ""),
+            MessageBody=letter["Body"],
+            MessageAttributes=letter["MessageAttributes"],
+            MessageGroupId="any",
+            MessageDeduplicationId=letter["MessageId"],
+        )
+        await sqs.delete_message(QueueUrl=queue, ReceiptHandle=letter["ReceiptHandle"])
+
+    with (
+        started(ElasticMQServer(tmp_path / "elasticmq")) as server,
+        App(server.url, store=f"sqlite:///{tmp_path}/jobs.db") as app,
+    ):
+
+        @app.task(queue="mail", ordered=ordered, retry=RetryPolicy(max_attempts=2, backoff=lambda _: 0.0))
+        def send(ctx: Context = INJECTED) -> None:
+            attempts.append(ctx.attempt)
+            if len(attempts) <= 4:
+                raise ValueError("no")
+
+        job = send.enqueue()
+        letters = app.dead_letters("mail")
+        with working(app, concurrency=1):
+            wait_until(letters.list, "the first death", timeout=20)
+            foreign(server.url, "sqs", move)
+            wait_until(lambda: len(attempts) == 4 and letters.list(), "the second death", timeout=20)
+            (letter,) = letters.list()
+            assert (letter.redriven, len(letter.failures)) == (1, 4)
+            foreign(server.url, "sqs", move)
+            # Until it runs, it is dead.
+            wait_until(lambda: len(attempts) == 5, "the last attempt", timeout=20)
+            job.result(timeout=20)
+    assert attempts == [1, 2, 1, 2, 1]

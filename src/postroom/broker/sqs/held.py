@@ -111,6 +111,9 @@ def receive(raw: Mapping[str, Any], kept: Kept, consumer: object, memory: Memory
     topic = kept.declared.pattern if not set(kept.declared.pattern) & set("*#") else kept.name
     group = system.get("MessageGroupId") if ordered else None
     copy = read(raw["Body"], raw.get("MessageAttributes", {}), identity, topic, group)
+    if copy.envelope.dead_at is not None:
+        # A dead letter that Amazon's own redrive moved here as it was, from the console or by StartMessageMoveTask.
+        copy = copy.redriven()
     envelope = copy.envelope
     past = memory.of(identity) if ordered else Past()
     first = int(system.get("ApproximateFirstReceiveTimestamp", 0)) / 1000

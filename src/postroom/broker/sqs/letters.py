@@ -51,9 +51,8 @@ async def redrive(service: Service, kept: Kept, ids: Sequence[str]) -> list[str]
     chosen = [found[name] for name in wanted if name in found]
     fifo, entries = kept.declared.ordered, []
     for item in chosen:
-        again = item.copy.envelope.redriven + 1
-        copy = item.copy.changed(counted=0, redriven=again, dead_at=None, due=None, suspect=False, everlasting=True)
-        entries.append(entry(copy, fifo=fifo, once=f".r{again}"))
+        copy = item.copy.redriven()
+        entries.append(entry(copy, fifo=fifo, once=f".r{copy.envelope.redriven}"))
     sent = await service.send(kept.url, entries)
     moved = [item for item, answer in zip(chosen, sent, strict=True) if answer is None]
     await _show(service, kept, [item for item in found.values() if item not in moved])

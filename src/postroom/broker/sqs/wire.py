@@ -92,6 +92,11 @@ class Copy:
         """With another fate; of too long a history the oldest tracebacks are cut first."""
         return _fitted(Copy(self.text, msgspec.structs.replace(self.envelope, **fields)))
 
+    def redriven(self) -> Copy:
+        """A dead letter as it comes again: attempts from 1, its history kept, and no longer able to expire."""
+        again = self.envelope.redriven + 1
+        return self.changed(counted=0, redriven=again, dead_at=None, due=None, suspect=False, everlasting=True)
+
 
 def pack(message: Message, limit: int = MOST_BYTES) -> Copy:
     """Raises ``MessageTooLarge`` and ``EncodeError``."""
