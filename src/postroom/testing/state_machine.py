@@ -13,9 +13,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -26,12 +26,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from postroom.broker.base import Ack, Cancel, Consumer, Dead, Delivery, Outcome, Release, Retry, Subscription
+from postroom.broker.base import Consumer, Dead, Delivery, Outcome, Subscription
 from postroom.errors import AlreadySettled, IdempotencyConflict, LeaseLost
 from postroom.message import JobState
 from postroom.testing.harness import Harness
 from postroom.testing.model import Answer, Model, ModelCopy, ModelLease
 from postroom.testing.scene import Scene, failure
+from postroom.testing.strategies import Draft, drafts, outcomes, picks
 from postroom.testing.suite import supports
 
 T = TypeVar("T")
@@ -40,39 +41,9 @@ _NEEDS = ("jobs", "delay", "priorities", "ordering", "deduplication", "expiry")
 _WINDOW = 200.5
 # Expiries and windows end between the moments at which the machine looks: at the very moment both answers are right.
 _CONSUMERS = 3
+_ROUND = 30
+"""Examples after which Hypothesis begins anew: it varies what it has, and so may leave a rule out for long."""
 _ANSWERS: dict[type[Any], Answer] = {type(None): "settled", AlreadySettled: "already", LeaseLost: "lost"}
-
-outcomes: st.SearchStrategy[Outcome] = st.one_of(
-    st.just(Ack(b"1")),
-    st.builds(Retry, delay=st.sampled_from([0.0, 20.0]), failure=st.just(failure()), suspect=st.booleans()),
-    st.builds(Release, delay=st.sampled_from([0.0, 20.0])),
-    st.just(Dead(failure())),
-    st.just(Dead(failure())),
-    st.just(Cancel()),
-)
-picks = st.integers(min_value=0, max_value=1_000)
-
-
-class Draft(NamedTuple):
-    """What a message is to be made of; times in seconds from now."""
-
-    delay: float | None
-    lifetime: float | None
-    priority: int
-    key: str | None
-    idempotency_key: str | None
-    body: str
-
-
-drafts = st.builds(
-    Draft,
-    delay=st.sampled_from([None, None, None, 15.0, 50.0]),
-    lifetime=st.sampled_from([None, None, None, 12.5, 100.5]),
-    priority=st.integers(0, 2),
-    key=st.sampled_from([None, "x", "y"]),
-    idempotency_key=st.sampled_from([None, None, None, "i", "j"]),
-    body=st.sampled_from(["a", "b"]),
-)
 
 
 class BrokerMachine(RuleBasedStateMachine):
@@ -178,13 +149,15 @@ class BrokerMachine(RuleBasedStateMachine):
         self.fetch(self.pick_consumer(pick), count)
 
     @precondition(lambda self: self.consumers)
-    @rule(pick=picks, count=st.integers(1, 3), started=st.booleans(), outcome=outcomes)
-    def handle(self, pick: int, count: int, started: bool, outcome: Outcome) -> None:
-        """Receive and settle in one step."""
-        for entry in self.fetch(self.pick_consumer(pick), count):
+    @rule(pick=picks, count=st.integers(1, 3), started=st.booleans(), cancel=st.booleans(), outcome=outcomes)
+    def handle(self, pick: int, count: int, started: bool, cancel: bool, outcome: Outcome) -> None:
+        """Receive and settle in one step; in between somebody may have cancelled it."""
+        for number, delivery, lease in self.fetch(self.pick_consumer(pick), count):
             if started:
-                self.note_start(*entry)
-            self.settle_one(*entry, outcome)
+                self.note_start(number, delivery, lease)
+            if cancel:
+                self.cancel_one(delivery.message.id)
+            self.settle_one(number, delivery, lease, outcome)
 
     @precondition(lambda self: self.consumers)
     @rule(pick=picks, count=st.integers(1, 3), started=st.booleans())
@@ -292,9 +265,12 @@ class BrokerMachine(RuleBasedStateMachine):
     def cancel(self, pick: int) -> None:
         copy = self.pick_copy(pick)
         if copy is not None:
-            answer = self.run(self.scene.broker.jobs.cancel(copy.message.id))
-            assert self.model.cancel(copy.message.id, answer, self.now), f"cancel gave {answer!r}"
-            self.seen[f"cancel {answer}"] += 1
+            self.cancel_one(copy.message.id)
+
+    def cancel_one(self, message_id: str) -> None:
+        answer = self.run(self.scene.broker.jobs.cancel(message_id))
+        assert self.model.cancel(message_id, answer, self.now), f"cancel gave {answer!r}"
+        self.seen[f"cancel {answer}"] += 1
 
     @precondition(lambda self: self.deliveries)
     @rule()
@@ -383,18 +359,18 @@ def run_state_machine(
     Returns how often each thing happened; a thing that is missing was not tested.
     """
     seen: Counter[str] = Counter()
-    machine = type("Machine", (BrokerMachine,), {"make_harness": staticmethod(make_harness), "seen": seen})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=max_examples,
-            stateful_step_count=steps,
-            deadline=None,
+    for number, begin in enumerate(range(0, max_examples, _ROUND)):
+        machine = type("Machine", (BrokerMachine,), {"make_harness": staticmethod(make_harness), "seen": seen})
+        run_state_machine_as_test(
             # A test that fails now and then is a test nobody trusts; whoever hunts raises max_examples.
-            derandomize=True,
-            database=None,
-            phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+            seed(number)(machine),
+            settings=settings(
+                max_examples=min(_ROUND, max_examples - begin),
+                stateful_step_count=steps,
+                deadline=None,
+                database=None,
+                phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
     return seen

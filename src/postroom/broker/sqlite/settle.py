@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from postroom.broker.base import Ack, Cancel, Dead, Outcome, Release, Retry
+from postroom.broker.base import Ack, Dead, Outcome, Release, Retry
 from postroom.broker.sqlite import rows
 from postroom.broker.sqlite.schema import CANCELLED, EXPIRED, LEASED
 from postroom.message import Failure
@@ -97,11 +97,9 @@ def acknowledge(connection: sqlite3.Connection, now: float, items: Sequence[tupl
 def perform(connection: sqlite3.Connection, now: float, claim: Claim, outcome: Outcome) -> bool | None:
     """Any outcome. ``None``: no longer held; else whether the message is settled for good."""
     seq, lease = claim
-    if isinstance(outcome, Retry | Release):
-        wanted = connection.execute(_CANCEL_WANTED, claim).fetchone()
-        if wanted is not None and wanted[0]:
-            # It would run again although its cancellation was confirmed to somebody.
-            outcome = Cancel()
+    again = isinstance(outcome, Retry | Release)
+    # It would run again although its cancellation was confirmed to somebody.
+    cancelled = again and connection.execute(_CANCEL_WANTED, claim).fetchone() == (1,)
     if isinstance(outcome, Ack):
         done = changed(connection, _ACK, (outcome.result, now, now, seq, lease))
     elif isinstance(outcome, Retry):
@@ -118,7 +116,9 @@ def perform(connection: sqlite3.Connection, now: float, claim: Claim, outcome: O
         return None
     if isinstance(outcome, Retry | Dead):
         rows.add_failure(connection, seq, outcome.failure)
-    return not isinstance(outcome, Retry | Release)
+    if cancelled:
+        changed(connection, _END, (CANCELLED, now, now, seq, 0))
+    return cancelled or not again
 
 
 def end(connection: sqlite3.Connection, now: float, state: int, seq: int, lease: int = 0) -> bool:
@@ -159,24 +159,31 @@ def extend(connection: sqlite3.Connection, until: float, held: Sequence[Claim]) 
 def give_back(connection: sqlite3.Connection, now: float, seq: int, lease: int, *, started: bool, worker: str) -> bool:
     """Return what a dead or frozen holder had: counted, and as a suspect, only if it had started it."""
     row = connection.execute(
-        "SELECT failures, started_at, cancel FROM message WHERE seq = ? AND lease = ?", (seq, lease)
+        "SELECT failures, started_at, cancel, sub, line FROM message WHERE seq = ? AND lease = ?", (seq, lease)
     ).fetchone()
     if row is None:
         return False
-    if row[2]:
+    failures, started_at, cancel, sub, line = row
+    if cancel and not started:
         return end(connection, now, CANCELLED, seq, lease)
     if not started:
-        return changed(connection, _RELEASE, (FRONT, now, seq, lease))
-    failure = Failure(
-        attempt=row[0] + 1,
-        reason="worker_lost",
-        message="its worker died, or froze past its lease, while it ran",
-        worker=worker,
-        started_at=row[1],
-        failed_at=now,
-    )
-    connection.execute(_RETRY, (FRONT, now, 1, seq, lease))
-    rows.add_failure(connection, seq, failure)
+        changed(connection, _RELEASE, (FRONT, now, seq, lease))
+    else:
+        failure = Failure(
+            attempt=failures + 1,
+            reason="worker_lost",
+            message="its worker died, or froze past its lease, while it ran",
+            worker=worker,
+            started_at=started_at,
+            failed_at=now,
+        )
+        connection.execute(_RETRY, (FRONT, now, 1, seq, lease))
+        rows.add_failure(connection, seq, failure)
+        if cancel:
+            return end(connection, now, CANCELLED, seq)
+    if line is not None:
+        # An older one of its key may have been redriven meanwhile: it goes first.
+        advance(connection, sub, line)
     return True
 
 
