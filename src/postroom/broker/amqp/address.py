@@ -13,6 +13,8 @@ import msgspec
 
 from postroom.errors import ConfigurationError
 
+SHELF = ":held:"
+
 _OPTIONS = ("cafile", "certfile", "heartbeat", "keyfile", "namespace")
 _PORTS = {"amqp": 5672, "amqps": 5671}
 
@@ -63,6 +65,10 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     def state(self, subscription: str) -> str:
         """What is remembered of the messages of an ordered subscription."""
         return f"{self.namespace}.{subscription}:state"
+
+    def shelf(self, subscription: str, consumer: str) -> str:
+        """What one consumer has held for long."""
+        return f"{self.queue(subscription)}{SHELF}{consumer}"
 
     def history(self, topic: str) -> str:
         """The stream of a topic that retains its messages."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -13,12 +12,10 @@ from postroom.broker.amqp import doctor, history, ladder, topology, wire
 from postroom.broker.amqp.address import parse
 from postroom.broker.amqp.confirms import Answer, Post, Publisher
 from postroom.broker.amqp.consumer import AMQPConsumer
-from postroom.broker.amqp.frames import Arrived
 from postroom.broker.amqp.letters import Letters
 from postroom.broker.amqp.link import NOT_FOUND, Link, Refused
+from postroom.broker.amqp.office import Office, gone
 from postroom.broker.amqp.ordered import OrderedConsumer
-from postroom.broker.amqp.register import Register
-from postroom.broker.amqp.subscriber import Subscriber
 from postroom.broker.amqp.topology import Directory
 from postroom.broker.amqp.wire import Copy
 from postroom.broker.base import Broker, Capabilities, Consumer, Subscription, SubscriptionStats, Topic
@@ -80,7 +77,6 @@ class AMQPBroker(Broker):
         self._opened = False
         self._closed = False
         self._consumers: set[AMQPConsumer] = set()
-        self._put_off: dict[str, list[float]] = {}
 
     # The broker contract
 
@@ -94,6 +90,7 @@ class AMQPBroker(Broker):
         self._links = (self._reading, writing)
         self._publisher = Publisher(writing)
         self._directory = Directory(self._reading, self._publisher, self._address)
+        self._office = Office(self._reading, self._publisher, self._address, self._clock)
         self._letters = Letters(self._reading, self._publisher, self._address, self._clock)
         self._opened = True
         try:
@@ -155,7 +152,7 @@ class AMQPBroker(Broker):
         self._check()
         found = await self._directory.subscription(subscription)
         kind = OrderedConsumer if found.ordered else AMQPConsumer
-        consumer = kind(self, subscription, lease, self._consumers.discard)
+        consumer = kind(self._office, subscription, lease, self._consumers.discard)
         self._consumers.add(consumer)
         return consumer
 
@@ -191,7 +188,7 @@ class AMQPBroker(Broker):
         try:
             purged = await channel.call("queue_purge", queue=self._address.queue(subscription))
         except Refused as error:
-            raise _gone(subscription, error) from error
+            raise gone(subscription, error) from error
         finally:
             await channel.close()
         here = sum(consumer.purge() for consumer in self._consumers if consumer.name == subscription)
@@ -208,7 +205,7 @@ class AMQPBroker(Broker):
             if state.is_queue(subscription):
                 # Without its subscription it would accept jobs and drop them.
                 del state.topics[subscription]
-        self._put_off.pop(subscription, None)
+        self._office.forget(subscription)
 
     async def replay(self, subscription: str, since: float | None = None) -> int:
         self._check()
@@ -220,54 +217,6 @@ class AMQPBroker(Broker):
             return []
         state = await self._directory.refresh()
         return await doctor.examine(self._reading, self._publisher, self._address, state)
-
-    # What consumers need
-
-    @property
-    def clock(self) -> Clock:
-        return self._clock
-
-    async def subscribe(self, subscription: str, arrived: Arrived, lost: Callable[[], object]) -> Subscriber:
-        self._check()
-        channel = await self._reading.channel()
-        queue = self._address.queue(subscription)
-        try:
-            await channel.call("queue_declare", queue=queue, passive=True)
-        except Refused as error:
-            raise _gone(subscription, error) from error
-        return Subscriber(channel, queue, arrived, lost)
-
-    async def put(self, subscription: str, copies: Sequence[tuple[Copy, float]]) -> list[Answer]:
-        posts = []
-        for copy, delay in copies:
-            exchange, routing_key = "", self._address.queue(subscription)
-            if delay > 0:
-                exchange, routing_key = ladder.way(self._address, delay, ladder.to_queue(subscription))
-                self._note(subscription, self._clock.now() + delay)
-            posts.append(Post(exchange, routing_key, wire.properties_of(copy), copy.message.body))
-        return await self._publisher.send(posts)
-
-    async def bury(self, subscription: str, copies: Sequence[Copy]) -> list[Answer]:
-        dead = self._address.dead(subscription)
-        return await self._publisher.send(
-            [Post("", dead, wire.properties_of(copy), copy.message.body) for copy in copies]
-        )
-
-    async def recall(self, subscription: str) -> tuple[int, bytes]:
-        register = self._state_of(subscription)
-        state = await register.look()
-        return register.version, state
-
-    async def remember(self, subscription: str, version: int, state: bytes) -> None:
-        await self._state_of(subscription).write(version, state)
-
-    def _state_of(self, subscription: str) -> Register:
-        return Register(self._reading, self._publisher, self._address.state(subscription))
-
-    def topic_of(self, exchange: str, routing_key: str) -> str:
-        if exchange == ladder.end(self._address):
-            return ladder.topic_of(routing_key)
-        return routing_key if exchange else self._address.subscription_of(routing_key)
 
     # Publishing
 
@@ -328,7 +277,7 @@ class AMQPBroker(Broker):
         return count
 
     async def _store_all(self, subscription: str, batch: list[tuple[Copy, float]]) -> int:
-        answers = await self.put(subscription, batch)
+        answers = await self._office.put(subscription, batch)
         if any(answer != "stored" for answer in answers):
             raise BrokerUnavailable(f"{subscription!r} did not take all of its history; repeat it")
         return len(batch)
@@ -343,7 +292,7 @@ class AMQPBroker(Broker):
             pattern=subscription.pattern,
             queue=is_queue,
             ready=depths.get(self._address.queue(name), 0) + sum(consumer.waiting for consumer in consumers),
-            delayed=self._delayed(name) + sum(consumer.delayed for consumer in consumers),
+            delayed=self._office.count_delayed(name) + sum(consumer.delayed for consumer in consumers),
             running=sum(consumer.running for consumer in consumers),
             dead=depths.get(self._address.dead(name), 0),
             oldest=None,
@@ -372,26 +321,10 @@ class AMQPBroker(Broker):
             else [subscription.name for subscription in state.wanting(message.topic)]
         )
         for name in names:
-            self._note(name, message.not_before or 0.0)
-
-    def _note(self, subscription: str, at: float) -> None:
-        heapq.heappush(self._put_off.setdefault(subscription, []), at)
-
-    def _delayed(self, subscription: str) -> int:
-        """What this process has put off; the ladder is shared, and nobody can count it by subscription."""
-        waiting = self._put_off.get(subscription, [])
-        while waiting and waiting[0] <= self._clock.now():
-            heapq.heappop(waiting)
-        return len(waiting)
+            self._office.note_delayed(name, message.not_before or 0.0)
 
     def _check(self) -> None:
         if self._closed:
             raise BrokerClosed("the broker was closed; make a new one")
         if not self._opened:
             raise BrokerClosed("the broker is not connected; await connect() first")
-
-
-def _gone(subscription: str, error: Refused) -> PostroomError:
-    if error.code == NOT_FOUND:
-        return SubscriptionNotFound(f"subscription {subscription!r} is gone from the server; declare it again")
-    return ConfigurationError(f"subscription {subscription!r}: RabbitMQ refuses: {error}")

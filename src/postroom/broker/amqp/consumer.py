@@ -6,15 +6,16 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from postroom.broker.amqp import ladder, wire
+from postroom.broker.amqp import ladder, shelf, wire
 from postroom.broker.amqp.confirms import Answer
-from postroom.broker.amqp.frames import Arrived
+from postroom.broker.amqp.held import Held
+from postroom.broker.amqp.office import Office
+from postroom.broker.amqp.shelf import Shelf
 from postroom.broker.amqp.subscriber import Subscriber
 from postroom.broker.amqp.wire import Copy
 from postroom.broker.base import Ack, Cancel, Consumer, Dead, Delivery, Outcome, Release, Retry
-from postroom.clock import Clock
 from postroom.errors import (
     AlreadySettled,
     BrokerClosed,
@@ -34,51 +35,6 @@ _LINGER = 0.25
 """Seconds without a ``receive`` after which all that was not taken is given back."""
 _SUSPECT_WAIT = 0.3
 """Seconds a suspect waits here for its turn; then another consumer may have it."""
-
-
-class Office(Protocol):
-    """What a consumer needs of its broker."""
-
-    @property
-    def clock(self) -> Clock: ...
-
-    async def subscribe(self, subscription: str, arrived: Arrived, lost: Callable[[], object]) -> Subscriber:
-        """A new subscriber, on a channel of its own."""
-        ...
-
-    def topic_of(self, exchange: str, routing_key: str) -> str:
-        """Where a message was published that came by this way."""
-        ...
-
-    async def put(self, subscription: str, copies: Sequence[tuple[Copy, float]]) -> list[Answer]:
-        """Store each copy in the subscription, to arrive after so many seconds."""
-        ...
-
-    async def bury(self, subscription: str, copies: Sequence[Copy]) -> list[Answer]:
-        """Store them among its dead letters."""
-        ...
-
-    async def recall(self, subscription: str) -> tuple[int, bytes]:
-        """The version and the state that was remembered last; ``b""`` if none was."""
-        ...
-
-    async def remember(self, subscription: str, version: int, state: bytes) -> None: ...
-
-
-class Held:
-    """A message the server has handed over: in the buffer, under a lease, or settled."""
-
-    __slots__ = ("copy", "is_settled", "is_settling", "source", "started", "tag", "until")
-
-    def __init__(self, copy: Copy, source: Subscriber, tag: int, until: float) -> None:
-        self.copy = copy
-        self.source = source
-        self.tag = tag
-        self.until = until
-        """Loop time: while in the buffer when it came, then when its lease ends."""
-        self.started = False
-        self.is_settling = False
-        self.is_settled = False
 
 
 class AMQPConsumer(Consumer):
@@ -102,6 +58,8 @@ class AMQPConsumer(Consumer):
         self._receiving = 0
         self._idle_since = 0.0
         self._wake = asyncio.Event()
+        self._shelf: Shelf | None = None
+        self._shelving: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -208,6 +166,8 @@ class AMQPConsumer(Consumer):
                 await self._release_all(source)
                 if self._tasks:
                     await asyncio.wait(self._tasks)
+                if self._shelf is not None and self._shelf.source.is_alive:
+                    await self._shelf.close()
                 await source.close()
             except BrokerUnavailable as error:
                 logger.warning("%s: the server gives back what was held, and counts it: %s", self._name, error)
@@ -321,10 +281,10 @@ class AMQPConsumer(Consumer):
         }
         settled = [held for held in done if held.source.is_alive]
         if settled:
-            source = settled[0].source
             self._leased.difference_update(settled)
-            source.ack([held.tag for held in settled])
-            await source.barrier()
+            self._ack(settled)
+            for source in {held.source for held in settled}:
+                await source.barrier()
             for held in settled:
                 held.is_settled = True
             if self._suspects:
@@ -412,11 +372,22 @@ class AMQPConsumer(Consumer):
             self._wake.set()
         elif not self._receiving and now - self._idle_since > _LINGER and source.is_quiet:
             self._stop_asking(source)
+        old = [held for held in self._leased if now - held.since > shelf.HOLD and not held.is_settling]
+        if old and self._shelving is None:
+            self._shelving = self._start(self._shelve(old))
         late = [held for held in self._suspects if now - held.until > _SUSPECT_WAIT]
         if late:
             for held in late:
                 self._suspects.remove(held)
             self._start(self._give_back([(held, held.copy.released(), _SUSPECT_WAIT) for held in late]))
+
+    async def _shelve(self, old: Sequence[Held]) -> None:
+        try:
+            if self._shelf is None or not self._shelf.source.is_alive:
+                self._shelf = await Shelf.make(self._office, self._name, self._lost)
+            await self._shelf.move(old)
+        finally:
+            self._shelving = None
 
     def _end_leases(self, now: float) -> None:
         over = [held for held in self._leased if held.until <= now and not held.is_settling]

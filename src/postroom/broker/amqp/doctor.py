@@ -122,13 +122,14 @@ async def _topology(link: Link, address: Address, state: State) -> AsyncIterator
             yield _told(
                 "warning", "undeliverable", detail, f"look at the queue {address.internal('delay:lost')}, purge it"
             )
-    if version_of(link.server) < (3, 12) and state.subscriptions:
+    ordered = [name for name, subscription in sorted(state.subscriptions.items()) if subscription.ordered]
+    if version_of(link.server) < (3, 12) and ordered:
         yield _told(
             "warning",
             "long tasks",
-            "this server takes back what is not settled within its consumer_timeout, half an hour unless set, and "
-            "nobody but it can tell how long that is",
-            "for tasks that run longer: consumer_timeout = 86400000 (milliseconds) in rabbitmq.conf, or RabbitMQ 3.12",
+            "this server takes back what is not settled within its consumer_timeout, half an hour unless set; no task "
+            f"of an ordered subscription ({', '.join(ordered)}), and no delay of its retries, may be longer",
+            "if one is: consumer_timeout = 86400000 (milliseconds) in rabbitmq.conf, or RabbitMQ 3.12",
         )
 
 

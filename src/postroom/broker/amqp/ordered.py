@@ -15,7 +15,9 @@ from typing import Any
 import msgspec
 
 from postroom.broker.amqp import wire
-from postroom.broker.amqp.consumer import AMQPConsumer, Held, Office
+from postroom.broker.amqp.consumer import AMQPConsumer
+from postroom.broker.amqp.held import Held
+from postroom.broker.amqp.office import Office
 from postroom.broker.amqp.subscriber import Subscriber
 from postroom.broker.amqp.wire import Copy
 from postroom.broker.base import Dead, Delivery, Outcome, Release, Retry

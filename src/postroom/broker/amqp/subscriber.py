@@ -55,6 +55,10 @@ class Subscriber:
     def is_alive(self) -> bool:
         return self._channel.reason is None
 
+    @property
+    def unsettled(self) -> int:
+        return len(self._unsettled)
+
     def ask(self, wanted: int) -> None:
         """Let at least ``wanted`` messages be unsettled."""
         self._wanted = wanted

@@ -28,6 +28,7 @@ BACKSTOP = 100
 _LONGEST_NAME = 200
 """Bytes: with the words of the ladder it must fit into a routing key."""
 _UNLIMITED = 10 * 365 * 86_400 * 1000
+_SHELF_TIME = 10_000
 _LOCK_PATIENCE = 20.0
 _LOCK_PAUSE = 0.05
 
@@ -231,6 +232,20 @@ class Directory:
             Binding(end, by_header, delayed, to_exchange=True),
             Binding(by_header, queue, "", where),
         ]
+
+
+def shelf(queue: str) -> dict[str, Any]:
+    """The arguments of a shelf for messages of ``queue``: to be taken from it at once, else they go back."""
+    return {
+        "x-queue-type": "quorum",
+        "x-message-ttl": _SHELF_TIME,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": queue,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+        # Long after the last of them has gone back.
+        "x-expires": 86_400_000,
+    }
 
 
 def check(state: State, topics: Sequence[Topic], subscriptions: Sequence[Subscription]) -> None:

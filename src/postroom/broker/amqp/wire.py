@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from pika import BasicProperties  # type: ignore[import-untyped]
 
+from postroom.broker.amqp.address import SHELF
 from postroom.errors import EncodeError, MessageTooLarge
 from postroom.message import NO_HEADERS, DeadLetter, Failure, Message
 
@@ -316,7 +317,14 @@ def _deaths(headers: Mapping[str, Any]) -> int:
     RabbitMQ 4.3 counts every return in ``x-acquired-count`` and only failures in ``x-delivery-count``; older servers
     have only the latter, and count every return there (rabbitmq.com/docs/quorum-queues, "Poison message handling").
     """
-    return int(headers.get("x-acquired-count") or headers.get("x-delivery-count") or 0)
+    counted = int(headers.get("x-acquired-count") or headers.get("x-delivery-count") or 0)
+    # From a shelf it comes only if the holder who had put it there is no more.
+    return counted + 1 if "x-death" in headers and SHELF in str(_last_queue(headers)) else counted
+
+
+def _last_queue(headers: Mapping[str, Any]) -> Any:
+    deaths = headers["x-death"]
+    return deaths[0].get("queue") if isinstance(deaths, list) and deaths and isinstance(deaths[0], Mapping) else None
 
 
 def _packed(failures: tuple[Failure, ...]) -> str | bytes:
