@@ -16,7 +16,7 @@ import pika
 import pytest
 from services.rabbitmq import RabbitMQServer
 
-from postroom.broker.amqp import AMQPBroker, shelf
+from postroom.broker.amqp import AMQPBroker
 from postroom.broker.amqp.topology import BACKSTOP
 from postroom.broker.base import Ack, Consumer, Dead, Delivery, Retry, Subscription, Topic
 from postroom.errors import BrokerUnavailable, LeaseLost, QueueFull
@@ -449,61 +449,3 @@ def _die_often(url: str, queue: str) -> None:
             method, _, _ = next(channel.consume(queue, inactivity_timeout=5))
             channel.basic_nack(method.delivery_tag, requeue=True)
         channel.cancel()
-
-
-@pytest.fixture
-def impatient(server: RabbitMQServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The server takes back after 5 s what is not settled; so we hold nothing for longer than 1 s at one place."""
-    settings = "application:set_env(rabbit, {}, {})."
-    server.control("eval", settings.format("consumer_timeout", 5000))
-    server.control("eval", settings.format("channel_tick_interval", 500))
-    monkeypatch.setattr(shelf, "HOLD", 1.0)
-    yield
-    server.control("eval", settings.format("consumer_timeout", 1_800_000))
-    server.control("eval", settings.format("channel_tick_interval", 60_000))
-
-
-def test_a_task_longer_than_the_server_allows(impatient: None, url: str) -> None:
-    """C3: held for three times the server's consumer_timeout, delivered once, and settled; nothing is left behind."""
-
-    async def main() -> None:
-        broker = AMQPBroker(url)
-        await broker.connect()
-        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
-        await broker.publish([message(), message()])
-        consumer, other = await broker.consume("q", lease=3.0), await broker.consume("q", lease=3.0)
-        held = [*await consumer.receive(1, 5.0), *await consumer.receive(1, 5.0)]
-        consumer.started(held)
-        for _ in range(15):
-            assert await other.receive(1, 1.0) == []
-            assert await consumer.extend(held) == []
-        assert await consumer.settle([(held[0], Ack()), (held[1], Retry(delay=0.0, failure=FAILURE))]) == [None, None]
-        (again,) = await other.receive(5, 5.0)
-        assert (again.message, again.attempt, again.suspect) == (held[1].message, 2, False)
-        assert await other.settle([(again, Ack())]) == [None]
-        await consumer.close()
-        assert await other.receive(1, 1.0) == []
-        await broker.close()
-
-    asyncio.run(main())
-
-
-def test_the_death_of_who_held_for_long(impatient: None, server: RabbitMQServer, url: str) -> None:
-    """C4, C7: from its own queue the server moves it back, charged as a death."""
-
-    async def scenario(dying: AMQPBroker, proxy: Proxy) -> None:
-        living = AMQPBroker(url)
-        await living.connect()
-        sent = message()
-        await living.publish([sent])
-        holder, heir = await dying.consume("q", lease=30.0), await living.consume("q")
-        (delivery,) = await holder.receive(1, 5.0)
-        holder.started([delivery])
-        await asyncio.sleep(2.0)
-        assert delivery.receipt.source is not holder._source, "it was not moved: nothing was tested"
-        proxy.cut()
-        (again,) = await heir.receive(1, 20.0)
-        assert (again.message, again.attempt, again.suspect) == (sent, 2, True)
-        await living.close()
-
-    through_a_proxy(url, server.port, scenario)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from postroom.broker.amqp import ladder, shelf, wire
-from postroom.broker.amqp.confirms import Answer
-from postroom.broker.amqp.held import Held
+from postroom.broker.amqp import outcomes, wire
+from postroom.broker.amqp.held import Held, ack
 from postroom.broker.amqp.office import Office
 from postroom.broker.amqp.shelf import Shelf
 from postroom.broker.amqp.subscriber import Subscriber
 from postroom.broker.amqp.wire import Copy
-from postroom.broker.base import Ack, Cancel, Consumer, Dead, Delivery, Outcome, Release, Retry
+from postroom.broker.base import Consumer, Delivery, Outcome
 from postroom.errors import (
     AlreadySettled,
     BrokerClosed,
@@ -58,8 +57,7 @@ class AMQPConsumer(Consumer):
         self._receiving = 0
         self._idle_since = 0.0
         self._wake = asyncio.Event()
-        self._shelf: Shelf | None = None
-        self._shelving: asyncio.Task[None] | None = None
+        self._shelf = Shelf(office, name, self._lost)
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -89,7 +87,7 @@ class AMQPConsumer(Consumer):
         waiting = [*self._buffer, *self._suspects]
         self._buffer.clear()
         self._suspects.clear()
-        self._ack(waiting)
+        ack(waiting)
         return len(waiting)
 
     # The contract
@@ -160,34 +158,33 @@ class AMQPConsumer(Consumer):
             return
         self._closed = True
         self._wake.set()
-        source = self._source
-        if source is not None and source.is_alive:
-            try:
-                await self._release_all(source)
-                if self._tasks:
-                    await asyncio.wait(self._tasks)
-                if self._shelf is not None and self._shelf.source.is_alive:
-                    await self._shelf.close()
-                await source.close()
-            except BrokerUnavailable as error:
-                logger.warning("%s: the server gives back what was held, and counts it: %s", self._name, error)
+        try:
+            await self._release_all()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            await self._shelf.close()
+            if self._source is not None and self._source.is_alive:
+                await self._source.close()
+        except BrokerUnavailable as error:
+            logger.warning("%s: the server gives back what was held, and counts it: %s", self._name, error)
         if self._timer is not None:
             self._timer.cancel()
         self._on_close(self)
 
-    async def _release_all(self, source: Subscriber) -> None:
-        await source.silence()
+    async def _release_all(self) -> None:
+        if self._source is not None and self._source.is_alive:
+            await self._source.silence()
         held = [*self._buffer, *self._suspects, *(held for held in self._leased if not held.is_settling)]
         self._buffer.clear()
         self._suspects.clear()
         if held:
-            await self._give_back([(one, one.copy.released(), 0.0) for one in held])
+            self._give_back([(one, one.copy.released(), 0.0) for one in held])
 
     # Receiving
 
     def _demand(self, max_messages: int) -> int:
         """How many messages the server should let be unsettled."""
-        return len(self._leased) + self.waiting + max_messages
+        return len(self._leased) - self._shelf.holding + self.waiting + max_messages
 
     async def _hand_out(self, deliveries: Sequence[Delivery]) -> None:
         """What must have happened before these leave."""
@@ -208,10 +205,10 @@ class AMQPConsumer(Consumer):
         return await self._office.subscribe(self._name, self._arrived, self._lost)
 
     def _forget(self) -> None:
-        """The connection is lost: the server has given all of it to others."""
+        """The server has given to others what was held by a channel that is lost."""
         self._buffer.clear()
         self._suspects.clear()
-        self._leased.clear()
+        self._leased = {held for held in self._leased if held.is_ours}
 
     def _lost(self) -> None:
         self._forget()
@@ -224,12 +221,12 @@ class AMQPConsumer(Consumer):
         now = self._office.clock.now()
         held = Held(copy, source, tag, self._loop.time())
         if copy.message.expires_at is not None and copy.message.expires_at <= now:
-            self._ack([held])
+            ack([held])
         elif copy.nameless:
             # Whatever becomes of it, it must be known by one id: it is stored again with one.
-            self._start(self._give_back([(held, wire.named(copy, new_id()).released(), 0.0)]))
+            self._give_back([(held, wire.named(copy, new_id()).released(), 0.0)])
         elif copy.due is not None and copy.due > now:
-            self._start(self._give_back([(held, copy.released(copy.due), copy.due - now)]))
+            self._give_back([(held, copy.released(copy.due), copy.due - now)])
         else:
             (self._suspects if copy.is_suspect else self._buffer).append(held)
             self._wake.set()
@@ -266,23 +263,15 @@ class AMQPConsumer(Consumer):
             return LeaseLost(f"the lease of message {delivery.message.id} is over; it belongs to somebody else now")
         return None
 
-    async def _perform(self, chosen: dict[int, tuple[Held, Outcome]]) -> dict[int, SettlementError]:
+    async def _perform(self, chosen: outcomes.Chosen) -> dict[int, SettlementError]:
         """Store the copies, then let go of the originals. Returns the errors."""
-        refused = await self._store(chosen)
-        done = [held for index, (held, _) in chosen.items() if index not in refused]
-        lost = [held for held in done if not held.source.is_alive]
-        errors: dict[int, SettlementError] = dict(refused)
-        errors |= {
-            index: LeaseLost(
-                f"message {held.copy.message.id}: the connection was lost; it belongs to somebody else now"
-            )
-            for index, (held, _) in chosen.items()
-            if held in lost
-        }
+        errors = await outcomes.store(self._office, self._name, chosen)
+        done = [held for index, (held, _) in chosen.items() if index not in errors]
+        errors |= {index: outcomes.lost(held) for index, (held, _) in chosen.items() if not held.source.is_alive}
         settled = [held for held in done if held.source.is_alive]
         if settled:
             self._leased.difference_update(settled)
-            self._ack(settled)
+            ack(settled)
             for source in {held.source for held in settled}:
                 await source.barrier()
             for held in settled:
@@ -291,66 +280,10 @@ class AMQPConsumer(Consumer):
                 self._wake.set()
         return errors
 
-    async def _store(self, chosen: dict[int, tuple[Held, Outcome]]) -> dict[int, SettlementError]:
-        again: dict[int, tuple[Copy, float]] = {}
-        dead: dict[int, Copy] = {}
-        now = self._office.clock.now()
-        for index, (held, outcome) in chosen.items():
-            copy = held.copy
-            if isinstance(outcome, Retry):
-                due = _due(now, outcome.delay)
-                again[index] = (copy.failed(outcome.failure, suspect=outcome.suspect, due=due), outcome.delay)
-            elif isinstance(outcome, Release):
-                again[index] = (copy.released(_due(now, outcome.delay)), outcome.delay)
-            elif isinstance(outcome, Dead):
-                dead[index] = copy.buried(outcome.failure, now)
-            else:
-                assert isinstance(outcome, Ack | Cancel)
-        answers: dict[int, Answer] = {}
-        if again:
-            answers |= zip(again, await self._office.put(self._name, list(again.values())), strict=True)
-        if dead:
-            answers |= zip(dead, await self._office.bury(self._name, list(dead.values())), strict=True)
-        return self._refused(chosen, answers)
-
-    def _refused(
-        self, chosen: Mapping[int, tuple[Held, Outcome]], answers: Mapping[int, Answer]
-    ) -> dict[int, SettlementError]:
-        return {
-            index: SettlementError(
-                f"message {chosen[index][0].copy.message.id}: RabbitMQ did not take its copy: {answer}"
-            )
-            for index, answer in answers.items()
-            if answer != "stored"
-        }
-
-    def _ack(self, held: Sequence[Held]) -> None:
-        by_source: dict[Subscriber, list[int]] = {}
-        for one in held:
-            if one.source.is_alive:
-                by_source.setdefault(one.source, []).append(one.tag)
-        for source, tags in by_source.items():
-            source.ack(tags)
-
-    async def _give_back(self, returned: Sequence[tuple[Held, Copy, float]]) -> None:
-        """Store each as the given copy after so many seconds, then let go of it: what the server need not count.
-
-        If that is not possible it is given back as it is, and the server counts it as tried.
-        """
-        for held, _, _ in returned:
-            self._leased.discard(held)
-        try:
-            answers = await self._office.put(self._name, [(copy, delay) for _, copy, delay in returned])
-        except BrokerUnavailable as error:
-            logger.warning("%s: %d messages are given back as tried: %s", self._name, len(returned), error)
-            answers = ["unknown"] * len(returned)
-        stored = [held for (held, _, _), answer in zip(returned, answers, strict=True) if answer == "stored"]
-        self._ack(stored)
-        for (held, _, _), answer in zip(returned, answers, strict=True):
-            if answer != "stored" and held.source.is_alive:
-                held.source.requeue(held.tag)
-        for source in {held.source for held in stored if held.source.is_alive}:
-            await source.barrier()
+    def _give_back(self, returned: Sequence[tuple[Held, Copy, float]]) -> None:
+        """Store each as the given copy after so many seconds; the server need not count it."""
+        self._leased.difference_update(held for held, _, _ in returned)
+        self._start(outcomes.give_back(self._office, self._name, returned))
 
     # Looking after
 
@@ -358,11 +291,14 @@ class AMQPConsumer(Consumer):
         if self._timer is not None:
             self._timer.cancel()
         source = self._source
-        if self._closed or source is None or not source.is_alive:
+        is_open = source is not None and source.is_alive
+        # What is on the shelf may outlive the channel that it came by.
+        if self._closed or not (is_open or self._leased):
             return
         now = self._loop.time()
         self._end_leases(now)
-        self._look_after(source, now)
+        if source is not None and is_open:
+            self._look_after(source, now)
         self._timer = self._loop.call_later(_TEND, self._tend)
 
     def _look_after(self, source: Subscriber, now: float) -> None:
@@ -372,22 +308,13 @@ class AMQPConsumer(Consumer):
             self._wake.set()
         elif not self._receiving and now - self._idle_since > _LINGER and source.is_quiet:
             self._stop_asking(source)
-        old = [held for held in self._leased if now - held.since > shelf.HOLD and not held.is_settling]
-        if old and self._shelving is None:
-            self._shelving = self._start(self._shelve(old))
+        if old := self._shelf.wanted_for(self._leased, now):
+            self._start(self._shelf.move(old))
         late = [held for held in self._suspects if now - held.until > _SUSPECT_WAIT]
         if late:
             for held in late:
                 self._suspects.remove(held)
-            self._start(self._give_back([(held, held.copy.released(), _SUSPECT_WAIT) for held in late]))
-
-    async def _shelve(self, old: Sequence[Held]) -> None:
-        try:
-            if self._shelf is None or not self._shelf.source.is_alive:
-                self._shelf = await Shelf.make(self._office, self._name, self._lost)
-            await self._shelf.move(old)
-        finally:
-            self._shelving = None
+            self._give_back([(held, held.copy.released(), _SUSPECT_WAIT) for held in late])
 
     def _end_leases(self, now: float) -> None:
         over = [held for held in self._leased if held.until <= now and not held.is_settling]
@@ -395,10 +322,10 @@ class AMQPConsumer(Consumer):
             self._leased.discard(held)
             if held.started:
                 # The server counts it as one more death: just what it is.
-                held.source.requeue(held.tag)
+                held.source.give_up(held.tag)
         unstarted = [held for held in over if not held.started]
         if unstarted:
-            self._start(self._give_back([(held, held.copy.released(), 0.0) for held in unstarted]))
+            self._give_back([(held, held.copy.released(), 0.0) for held in unstarted])
         if over:
             self._wake.set()
 
@@ -408,7 +335,7 @@ class AMQPConsumer(Consumer):
         self._buffer.clear()
         self._suspects.clear()
         if unwanted:
-            self._start(self._give_back([(held, held.copy.released(), 0.0) for held in unwanted]))
+            self._give_back([(held, held.copy.released(), 0.0) for held in unwanted])
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
@@ -420,8 +347,3 @@ class AMQPConsumer(Consumer):
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.warning("%s: %s", self._name, error)
-
-
-def _due(now: float, delay: float) -> float | None:
-    """When the server cannot wait for so long, the consumer sees to the rest."""
-    return now + delay if delay > ladder.LONGEST else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from postroom.broker.amqp.subscriber import Subscriber
 from postroom.broker.amqp.wire import Copy
 
@@ -22,3 +24,18 @@ class Held:
         self.started = False
         self.is_settling = False
         self.is_settled = False
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the server still waits for us to settle it."""
+        return self.source.holds(self.tag)
+
+
+def ack(held: Sequence[Held]) -> None:
+    """Let the server forget these. What was lost with its connection is left out."""
+    by_source: dict[Subscriber, list[int]] = {}
+    for one in held:
+        if one.source.is_alive:
+            by_source.setdefault(one.source, []).append(one.tag)
+    for source, tags in by_source.items():
+        source.ack(tags)

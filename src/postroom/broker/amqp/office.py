@@ -60,15 +60,15 @@ class Office:
         queue = self._address.shelf(subscription, name)
         arguments = topology.shelf(self._address.queue(subscription))
         await channel.call("queue_declare", queue=queue, durable=True, arguments=arguments)
-        return Subscriber(channel, queue, arrived, lost)
+        return Subscriber(channel, queue, arrived, lost, requeues=False)
 
     async def put_on_shelf(self, subscription: str, name: str, copies: Sequence[Copy]) -> list[Answer]:
         return await self._store(self._address.shelf(subscription, name), copies)
 
-    async def close_shelf(self, subscription: str, name: str) -> None:
+    async def remove_shelf(self, subscription: str, name: str) -> None:
+        """To be called when nothing is in it: the server does not look."""
         channel = await self._link.channel()
-        # What was given back went as a copy; and if something is left the server sees to it.
-        await channel.call("queue_delete", queue=self._address.shelf(subscription, name), if_empty=True)
+        await channel.call("queue_delete", queue=self._address.shelf(subscription, name))
         await channel.close()
 
     async def recall(self, subscription: str) -> tuple[int, bytes]:

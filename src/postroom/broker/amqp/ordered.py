@@ -14,14 +14,14 @@ from typing import Any
 
 import msgspec
 
-from postroom.broker.amqp import wire
+from postroom.broker.amqp import outcomes, wire
 from postroom.broker.amqp.consumer import AMQPConsumer
-from postroom.broker.amqp.held import Held
+from postroom.broker.amqp.held import Held, ack
 from postroom.broker.amqp.office import Office
 from postroom.broker.amqp.subscriber import Subscriber
 from postroom.broker.amqp.wire import Copy
-from postroom.broker.base import Dead, Delivery, Outcome, Release, Retry
-from postroom.errors import BrokerUnavailable, LeaseLost, SettlementError
+from postroom.broker.base import Dead, Delivery, Release, Retry
+from postroom.errors import BrokerUnavailable, SettlementError
 from postroom.message import Failure, new_id
 
 WINDOW = 1000
@@ -80,7 +80,7 @@ class OrderedConsumer(AMQPConsumer):
         purged = [held for held in self._window.values() if held not in self._leased]
         for held in purged:
             del self._window[held.tag]
-        self._ack(purged)
+        ack(purged)
         return len(purged)
 
     # Receiving
@@ -119,7 +119,7 @@ class OrderedConsumer(AMQPConsumer):
         # How often the server has handed it over tells nothing here: all of the window goes from holder to holder.
         held = Held(msgspec.structs.replace(copy, deaths=0), self._source, tag, self._loop.time())
         if copy.nameless:
-            self._start(self._give_back([(held, wire.named(copy, new_id()).released(), 0.0)]))
+            self._give_back([(held, wire.named(copy, new_id()).released(), 0.0)])
         elif self._is_loaded:
             self._admit(held)
         else:
@@ -162,7 +162,7 @@ class OrderedConsumer(AMQPConsumer):
                 continue
             if held not in self._leased and message.expires_at is not None and message.expires_at <= now:
                 del self._window[held.tag]
-                self._ack([held])
+                ack([held])
                 continue
             if message.key is not None:
                 busy.add(message.key)
@@ -195,7 +195,7 @@ class OrderedConsumer(AMQPConsumer):
 
     # Settling
 
-    async def _perform(self, chosen: dict[int, tuple[Held, Outcome]]) -> dict[int, SettlementError]:
+    async def _perform(self, chosen: outcomes.Chosen) -> dict[int, SettlementError]:
         """The dead are stored before they go; what comes back is noted before anybody is told so."""
         now = self._office.clock.now()
         dead = {
@@ -203,7 +203,7 @@ class OrderedConsumer(AMQPConsumer):
             for i, (held, outcome) in chosen.items()
             if isinstance(outcome, Dead)
         }
-        refused = self._refused(
+        refused = outcomes.refused(
             chosen, dict(zip(dead, await self._office.bury(self._name, list(dead.values())), strict=True))
         )
         gone: list[Held] = []
@@ -218,7 +218,7 @@ class OrderedConsumer(AMQPConsumer):
             else:
                 gone.append(held)
         errors: dict[int, SettlementError] = dict(refused)
-        errors |= {index: _lost(held) for index, (held, _) in chosen.items() if not held.source.is_alive}
+        errors |= {index: outcomes.lost(held) for index, (held, _) in chosen.items() if not held.source.is_alive}
         if self._source is None or not self._source.is_alive:
             return errors
         self._drop(gone)
@@ -237,7 +237,7 @@ class OrderedConsumer(AMQPConsumer):
         for held in gone:
             self._window.pop(held.tag, None)
         self._leased.difference_update(gone)
-        self._ack(gone)
+        ack(gone)
 
     def _keep(self, held: Held, copy: Copy) -> None:
         """It stays in its place, to be handed out anew."""
@@ -295,7 +295,7 @@ class OrderedConsumer(AMQPConsumer):
         if over or any(held.copy.due is not None for held in self._window.values()):
             self._wake.set()
 
-    async def _release_all(self, source: Subscriber) -> None:
+    async def _release_all(self) -> None:
         for held in [held for held in self._leased if not held.is_settling]:
             self._keep(held, held.copy.released())
         if self._is_loaded:
@@ -311,7 +311,3 @@ def _given_up(held: Held) -> Copy:
 
 def _due(now: float, delay: float) -> float | None:
     return now + delay if delay > 0 else None
-
-
-def _lost(held: Held) -> LeaseLost:
-    return LeaseLost(f"message {held.copy.message.id}: the connection was lost; it belongs to somebody else now")

@@ -9,70 +9,110 @@ expire, and the server moves them to where they came from, at least once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from uuid import uuid4
 
-from postroom.broker.amqp.held import Held
+from postroom.broker.amqp import wire
+from postroom.broker.amqp.held import Held, ack
 from postroom.broker.amqp.office import Office
 from postroom.broker.amqp.subscriber import Subscriber
 
-HOLD = 600.0
-"""Seconds for which a message is held at one place."""
+HOLD = 240.0
+"""Seconds for which a message is held at one place: less than the shortest ``consumer_timeout`` that RabbitMQ
+recommends, five minutes (rabbitmq.com/docs/consumers, "Acknowledgement timeout")."""
 
+_YOUNG = 2.0
+"""Seconds after which a queue survives the death of its server: RabbitMQ 3.10 writes its name only then."""
 _ARRIVAL = 5.0
-"""Seconds within which a copy put there comes to us: less than it may lie there."""
+"""Seconds within which a copy put there comes to us."""
+_PAUSE = 10.0
+"""Seconds before another try, if something was not moved."""
 
 
 class Shelf:
-    """Made when first needed; ends with its channel, of which it tells ``lost()``."""
+    """Of one consumer. Its queue is made when first needed; it tells ``lost()`` when it has lost what it held."""
 
-    def __init__(self, office: Office, subscription: str, source: Subscriber, name: str) -> None:
+    def __init__(self, office: Office, subscription: str, lost: Callable[[], object]) -> None:
         self._office = office
         self._subscription = subscription
-        self._name = name
+        self._lost = lost
+        self._name = uuid4().hex[:12]
+        self._source: Subscriber | None = None
         self._moving: dict[str, asyncio.Future[int]] = {}
-        self.source = source
+        self._is_busy = False
+        self._next_try = 0.0
 
-    @classmethod
-    async def make(cls, office: Office, subscription: str, lost: Any) -> Shelf:
-        name = uuid4().hex[:12]
-        shelf: list[Shelf] = []
-        source = await office.open_shelf(subscription, name, lambda *delivery: shelf[0]._arrived(*delivery), lost)
-        shelf.append(cls(office, subscription, source, name))
-        return shelf[0]
+    @property
+    def holding(self) -> int:
+        """How many messages it holds."""
+        return 0 if self._source is None else self._source.unsettled
 
-    async def move(self, held: Sequence[Held]) -> None:
-        """Hold these by new copies; those of which none came stay where they are."""
+    def wanted_for(self, leased: Collection[Held], now: float) -> list[Held]:
+        """Which of these are to be moved now."""
+        if self._is_busy or now < self._next_try:
+            return []
+        old = [held for held in leased if now - held.since > HOLD and not held.is_settling]
+        # Copies are told apart by their ids: of two with the same one the second has its turn after the first.
+        return list({held.copy.message.id: held for held in old}.values())
+
+    async def move(self, wanted: Sequence[Held]) -> None:
+        """Hold these by new copies; those of which none came stay where they are, for another try."""
+        self._is_busy = True
         loop = asyncio.get_running_loop()
-        self.source.ask(self.source.unsettled + len(held))
-        copies = [one.copy.released() for one in held]
-        waiting = [self._moving.setdefault(copy.message.id, loop.create_future()) for copy in copies]
-        answers = await self._office.put_on_shelf(self._subscription, self._name, copies)
-        stored = [future for future, answer in zip(waiting, answers, strict=True) if answer == "stored"]
-        if stored:
-            await asyncio.wait(stored, timeout=_ARRIVAL)
-        for one, future in zip(held, waiting, strict=True):
-            self._moving.pop(one.copy.message.id, None)
-            if future.done():
-                self._change(one, future.result())
+        self._next_try = loop.time() + _PAUSE
+        try:
+            source = await self._opened()
+            source.ask(source.unsettled + len(wanted))
+            # A copy that nobody takes from the start would expire while its original is still held.
+            await source.barrier()
+            self._moving = {held.copy.message.id: loop.create_future() for held in wanted}
+            copies = [held.copy.released() for held in wanted]
+            answers = await self._office.put_on_shelf(self._subscription, self._name, copies)
+            if "stored" in answers:
+                await asyncio.wait(self._moving.values(), timeout=_ARRIVAL)
+            arrived = [held for held in wanted if self._moving[held.copy.message.id].done()]
+            for held in arrived:
+                self._change(held, source, self._moving[held.copy.message.id].result())
+            if len(arrived) == len(wanted):
+                self._next_try = 0.0
+        finally:
+            self._moving = {}
+            self._is_busy = False
 
-    def _change(self, held: Held, tag: int) -> None:
-        if held.is_settled or held.is_settling or not held.source.is_alive:
-            # It has ended meanwhile: so has its copy.
-            self.source.ack([tag])
+    def _change(self, held: Held, source: Subscriber, tag: int) -> None:
+        if held.is_settling or not held.is_ours:
+            # It has ended meanwhile, or is about to: so has its copy.
+            source.ack([tag])
             return
-        held.source.ack([held.tag])
-        held.source, held.tag, held.since = self.source, tag, asyncio.get_running_loop().time()
+        ack([held])
+        held.source, held.tag, held.since = source, tag, asyncio.get_running_loop().time()
 
     def _arrived(self, _: str, tag: int, exchange: str, routing_key: str, properties: Any, body: bytes) -> None:
-        future = self._moving.get(properties.message_id or "")
-        if future is None or future.done():
-            # It came too late to count on: the original goes on holding the message.
-            self.source.ack([tag])
+        assert self._source is not None
+        copy = wire.read(properties, body, lambda: self._office.topic_of(exchange, routing_key))
+        future = self._moving.get(copy.message.id)
+        if copy.deaths:
+            # We have held it before, and lost it: now it is a message like any other.
+            self._source.give_up(tag)
+        elif future is None or future.done():
+            # It came too late to count on: its original has gone on holding the message.
+            self._source.ack([tag])
         else:
             future.set_result(tag)
 
+    async def _opened(self) -> Subscriber:
+        if self._source is None or not self._source.is_alive:
+            self._source = await self._office.open_shelf(self._subscription, self._name, self._arrived, self._lost)
+            await asyncio.sleep(_YOUNG)
+        return self._source
+
     async def close(self) -> None:
-        await self._office.close_shelf(self._subscription, self._name)
-        await self.source.close()
+        """Of what is still held the server takes care, as if this process had died."""
+        source = self._source
+        if source is None or not source.is_alive:
+            return
+        await source.silence()
+        await source.close()
+        if not (source.unsettled or source.has_given_up):
+            await self._office.remove_shelf(self._subscription, self._name)

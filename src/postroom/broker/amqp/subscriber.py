@@ -25,13 +25,18 @@ class Subscriber:
     Demand grows by one consumer more on the channel, each with a window of its own: how many messages it may have
     unsettled. It shrinks by ending them all. A message that is on its way to a consumer when that is ended would be
     given back by the server, and be counted; so they are ended only when their windows are full, or all is quiet.
+
+    ``requeues``: what is given up is ready again in the same queue; else the server dead-letters it.
     """
 
-    def __init__(self, channel: Channel, queue: str, arrived: Arrived, lost: Callable[[], object]) -> None:
+    def __init__(
+        self, channel: Channel, queue: str, arrived: Arrived, lost: Callable[[], object], *, requeues: bool = True
+    ) -> None:
         self._channel = channel
         self._queue = queue
         self._arrived = arrived
         self._lost = lost
+        self._requeues = requeues
         self._loop = asyncio.get_running_loop()
         self._windows: dict[str, int] = {}
         """By consumer tag."""
@@ -47,6 +52,7 @@ class Subscriber:
         self._turn = asyncio.Lock()
         self.is_deleted = False
         """The queue was deleted."""
+        self.has_given_up = False
         channel.take(self._on_message)
         channel.raw.add_on_cancel_callback(self._on_cancel)
         channel.when_closed(lambda _: lost())
@@ -58,6 +64,10 @@ class Subscriber:
     @property
     def unsettled(self) -> int:
         return len(self._unsettled)
+
+    def holds(self, tag: int) -> bool:
+        """Whether the server waits for us to settle it."""
+        return self.is_alive and not self.is_deleted and tag in self._unsettled
 
     def ask(self, wanted: int) -> None:
         """Let at least ``wanted`` messages be unsettled."""
@@ -118,11 +128,12 @@ class Subscriber:
             if lowest is not None and tag > lowest:
                 self._channel.raw.basic_ack(tag)
 
-    def requeue(self, tag: int) -> None:
+    def give_up(self, tag: int) -> None:
         """Give back as if this process had died with it."""
         self._free(tag)
         self._stirred_at = self._loop.time()
-        self._channel.raw.basic_nack(tag, requeue=True)
+        self.has_given_up = True
+        self._channel.raw.basic_nack(tag, requeue=self._requeues)
 
     async def barrier(self) -> None:
         """Return once the server has dealt with what was sent before. Raises ``BrokerUnavailable``.

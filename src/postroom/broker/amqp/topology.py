@@ -28,7 +28,10 @@ BACKSTOP = 100
 _LONGEST_NAME = 200
 """Bytes: with the words of the ladder it must fit into a routing key."""
 _UNLIMITED = 10 * 365 * 86_400 * 1000
-_SHELF_TIME = 10_000
+SHELF_TIME = 10.0
+"""Seconds that a copy may lie on a shelf before it goes back."""
+_SHELF_UNUSED = 7 * 86_400 * 1000
+"""Milliseconds after which the queue of a dead worker goes: long after the last of its messages has gone back."""
 _LOCK_PATIENCE = 20.0
 _LOCK_PAUSE = 0.05
 
@@ -238,13 +241,12 @@ def shelf(queue: str) -> dict[str, Any]:
     """The arguments of a shelf for messages of ``queue``: to be taken from it at once, else they go back."""
     return {
         "x-queue-type": "quorum",
-        "x-message-ttl": _SHELF_TIME,
+        "x-message-ttl": int(SHELF_TIME * 1000),
         "x-dead-letter-exchange": "",
         "x-dead-letter-routing-key": queue,
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
-        # Long after the last of them has gone back.
-        "x-expires": 86_400_000,
+        "x-expires": _SHELF_UNUSED,
     }
 
 
