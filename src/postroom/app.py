@@ -296,17 +296,24 @@ class App:
         await self.thread.acall(_nothing)
 
     def run_worker(
-        self, *, concurrency: int = 50, queues: Sequence[str] | None = None, drain: bool = False, grace: float = 30.0
+        self,
+        *,
+        concurrency: int = 50,
+        queues: Sequence[str] | None = None,
+        drain: bool = False,
+        grace: float = 30.0,
+        relay: str | None = None,
     ) -> None:
         """Run a worker in this process until SIGTERM or SIGINT; to be called in the main thread.
 
         ``concurrency``: handlers that run at once. ``queues``: only these queues and subscriptions.
         ``drain``: stop once nothing is ready or running. ``grace``: seconds that running handlers have after
-        the signal. Raises ``ConfigurationError``.
+        the signal. ``relay``: the URL of a database whose outbox it sends to the broker beside its work.
+        Raises ``ConfigurationError``.
         """
         from postroom.worker.process import WorkerOptions, run
 
-        run(self, WorkerOptions(concurrency=concurrency, queues=queues, drain=drain, grace=grace))
+        run(self, WorkerOptions(concurrency=concurrency, queues=queues, drain=drain, grace=grace, relay=relay))
 
     def asgi(self, **options: Any) -> Any:
         """The HTTP gateway as an ASGI app, to be mounted or served; options as in ``postroom.gateway.Gateway``."""

@@ -19,6 +19,7 @@ _COMMANDS = {
     "dead": ("dead", "Show, redrive or discard dead letters."),
     "replay": ("inspect", "Deliver retained events once more to a subscription."),
     "outbox": ("outbox", "Send what was enqueued in transactions of other databases."),
+    "inbox": ("inbox", "Create, purge or show the marks of ctx.once."),
     "doctor": ("doctor", "Look for what could break a promise."),
     "bench": ("bench", "Measure the speed on this machine."),
     "demo": ("demo", "Watch a photo service keep its promises."),

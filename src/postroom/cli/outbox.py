@@ -5,23 +5,18 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import closing
 
 import click
 
-from postroom import BrokerUnavailable, PostroomError
+from postroom import PostroomError, create_outbox
 from postroom.cli.loading import load_app
 from postroom.cli.output import age, as_json, print_json, print_table
 from postroom.message import Message
+from postroom.store.database import connected
 from postroom.store.outbox.relay import Relay
-
-logger = logging.getLogger("postroom.outbox")
-
-_LOOK = 0.2
-"""Seconds between looks into an empty outbox."""
-_STANDBY = 1.0
-_LAST_PAUSE = 5.0
 
 _database = click.option(
     "--database",
@@ -35,6 +30,15 @@ _database = click.option(
 @click.group()
 def outbox() -> None:
     """Send what was enqueued in transactions of other databases."""
+
+
+@outbox.command()
+@_database
+def create(database: str) -> None:
+    """Create the tables, or bring them up to date."""
+    with connected(database) as connection:
+        create_outbox(connection)
+    click.echo("the outbox is there")
 
 
 @outbox.command()
@@ -53,7 +57,7 @@ def relay(target: str, database: str, drain: bool) -> None:
         signal.signal(number, lambda *_: stop.set())
     made = Relay(database, app.outlet.send)
     try:
-        _run(made, stop, drain=drain)
+        made.run(stop, drain=drain)
     finally:
         made.close()
         app.close()
@@ -67,7 +71,10 @@ def status(database: str, json_output: bool) -> None:
     with closing(Relay(database, _publish_nothing)) as made:
         stats, aside = made.stats(), made.set_aside()
     if json_output:
-        print_json({**stats._asdict(), "messages": [{"id": message.id, "error": why} for message, why in aside]})
+        lag = None if stats.oldest is None else max(0.0, time.time() - stats.oldest)
+        print_json(
+            {**stats._asdict(), "lag": lag, "messages": [{"id": message.id, "error": why} for message, why in aside]}
+        )
         return
     oldest = "" if stats.oldest is None else f", the oldest for {age(stats.oldest)}"
     click.echo(f"waiting: {stats.waiting}{oldest}; set aside: {stats.set_aside}")
@@ -81,25 +88,6 @@ def retry(database: str) -> None:
     """Send what was set aside once more."""
     with closing(Relay(database, _publish_nothing)) as made:
         click.echo(f"{made.retry()} messages will be sent again")
-
-
-def _run(made: Relay, stop: threading.Event, *, drain: bool) -> None:
-    pause = _LOOK
-    while not stop.is_set():
-        try:
-            sent = made.run_once()
-        except BrokerUnavailable as error:
-            logger.warning("cannot send, trying again in %.1f s: %s", pause, error)
-            stop.wait(pause)
-            pause = min(2 * pause, _LAST_PAUSE)
-            continue
-        pause = _LOOK
-        if sent:
-            logger.info("sent %d messages", sent)
-        elif sent == 0 and drain:
-            return
-        else:
-            stop.wait(_STANDBY if sent is None else _LOOK)
 
 
 def _publish_nothing(messages: Sequence[Message]) -> list[str | PostroomError]:

@@ -27,6 +27,12 @@ _FORMAT = "%(asctime)s %(process)d %(levelname)-7s %(message)s"
 @click.option(
     "--grace", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to finish when stopping."
 )
+@click.option(
+    "--relay",
+    metavar="URL",
+    envvar="POSTROOM_RELAY",
+    help="Also send what lies in the outbox of this database, as `outbox relay` does.",
+)
 @click.option("--child", is_flag=True, hidden=True)
 def worker(
     target: str,
@@ -36,6 +42,7 @@ def worker(
     drain: bool,
     reload: bool,
     grace: float,
+    relay: str | None,
     child: bool,
 ) -> None:
     """Run workers that process messages, until SIGTERM or Ctrl-C.
@@ -55,8 +62,9 @@ def worker(
     app.check()
     if not app.topology.select(names):
         raise ConfigurationError(f"{target} has no tasks and no subscriptions; define some with @app.task")
+    options = WorkerOptions(concurrency=concurrency, queues=names, drain=drain, grace=grace, relay=relay)
     if child:
-        run_one(app, WorkerOptions(concurrency=concurrency, queues=names, drain=drain, grace=grace))
+        run_one(app, options)
         return
     from postroom.worker.supervise import Supervisor
 
@@ -73,6 +81,9 @@ def worker(
         str(grace),
     ]
     command += ["-q", queues] if queues else []
+    if relay is not None:
+        # Not in the command: other users could see the password there.
+        os.environ["POSTROOM_RELAY"] = relay
     command += ["--drain"] if drain else []
     watch = [Path.cwd()] if reload else []
     sys.exit(Supervisor(command, processes=processes, once=drain, watch=watch).run())

@@ -19,6 +19,7 @@ from postroom.handler import TaskHandler, module_of
 from postroom.worker.execute import Executor
 from postroom.worker.intake import Intake
 from postroom.worker.isolation import ChildPool
+from postroom.worker.relay import relaying
 from postroom.worker.run import Runner
 from postroom.worker.supervise import SUPERVISOR
 from postroom.worker.work import Work
@@ -50,12 +51,19 @@ class WorkerOptions:
     """Stop once nothing is ready or running. What is scheduled for later stays."""
     grace: float = 30.0
     """Seconds that running handlers have to finish after the signal to stop."""
+    relay: str | None = None
+    """URL of a database whose outbox this process also relays to the broker; see ``postroom outbox relay``."""
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
             raise ConfigurationError(f"concurrency={self.concurrency}: at least 1")
         if self.grace < 0:
             raise ConfigurationError(f"grace={self.grace}: seconds, at least 0")
+        if self.relay is not None and self.drain:
+            raise ConfigurationError(
+                "a worker that drains its queues does not see what still lies in an outbox: run `postroom outbox relay "
+                "--drain` before"
+            )
 
 
 def run(app: App, options: WorkerOptions) -> None:
@@ -90,6 +98,9 @@ class Worker:
         children = self._children(names)
         async with AsyncExitStack() as stack:
             resources = await app.lifecycle.open(stack)
+            if options.relay is not None:
+                # Entered before the intake: what it sends while the worker stops is for others.
+                stack.enter_context(relaying(options.relay, app.outlet.send, self._failed))
             self._intake = await app.thread.acall(
                 lambda broker: Intake.open(broker, app.topology, names, options.concurrency)
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -57,7 +57,12 @@ _CREATE: dict[Database, tuple[str, str]] = {
         """,
     ),
 }
-_INSERT = f"INSERT INTO {TABLE} (id, message) VALUES (?, ?)"
+# On PostgreSQL it wakes the relay at the commit, in the same round trip; many in one transaction are one notification.
+_NOTIFY: dict[Database, str] = {
+    "sqlite": "", "postgresql": f" RETURNING pg_notify('{TABLE}', '')", "mysql": ""
+}  # fmt: skip
+_ROWS = 100
+"""Rows that one statement inserts."""
 _MISSING = ("no such table", "does not exist", "doesn't exist")
 
 _message = msgspec.json.Decoder(Message)
@@ -86,8 +91,8 @@ def write(connection: Any, messages: Sequence[Message]) -> None:
     kind = _kind(connection, awaited=False)
     _check_transaction(kind, connection)
     try:
-        for message in messages:
-            kind.run(connection, _INSERT, (message.id, encode(message)))
+        for sql, parameters in _inserts(database_of(kind, connection), messages):
+            kind.run(connection, sql, parameters)
     except Exception as error:
         raise _told(error) from error
 
@@ -99,8 +104,8 @@ async def awrite(connection: Any, messages: Sequence[Message]) -> None:
     kind = _kind(connection, awaited=True)
     _check_transaction(kind, connection)
     try:
-        for message in messages:
-            await kind.run(connection, _INSERT, (message.id, encode(message)))
+        for sql, parameters in _inserts(database_of(kind, connection), messages):
+            await kind.run(connection, sql, parameters)
     except Exception as error:
         raise _told(error) from error
     return None
@@ -113,6 +118,13 @@ def encode(message: Message) -> str:
 
 def decode(text: str) -> Message:
     return _message.decode(text)
+
+
+def _inserts(database: Database, messages: Sequence[Message]) -> Iterator[tuple[str, list[str]]]:
+    for start in range(0, len(messages), _ROWS):
+        rows = messages[start : start + _ROWS]
+        sql = f"INSERT INTO {TABLE} (id, message) VALUES {', '.join(['(?, ?)'] * len(rows))}{_NOTIFY[database]}"
+        yield sql, [text for message in rows for text in (message.id, encode(message))]
 
 
 def _kind(connection: Any, *, awaited: bool) -> Kind:

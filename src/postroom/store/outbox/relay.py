@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from uuid import uuid4
@@ -16,27 +18,25 @@ from postroom.errors import (
     QueueFull,
 )
 from postroom.message import Message
+from postroom.store.database import NOW, make_engine, sa
 from postroom.store.outbox import LEADER, TABLE, decode
-
-try:
-    import sqlalchemy as sa
-except ImportError as error:
-    raise ConfigurationError("the outbox relay needs sqlalchemy: pip install 'postroom[outbox]'") from error
+from postroom.store.outbox.bell import Bell
 
 logger = logging.getLogger("postroom.outbox")
 
-BATCH = 500
-"""Messages sent and removed together."""
+BATCH = 2000
+"""Messages sent and removed together, at most: the more, the fewer waits for a confirmation."""
+_FIRST_BATCH = 100
+_MEMORY = 16 * 1024 * 1024
+"""Characters of messages that are read at a time, as far as earlier ones tell."""
 LEASE = 10.0
 """Seconds after which another relay takes over from one that has died or froze."""
 
-_DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg", "mysql": "mysql+pymysql"}
-_NOW = {
-    "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
-    "postgresql": "extract(epoch from clock_timestamp())",
-    "mysql": "unix_timestamp(now(6))",
-    "mariadb": "unix_timestamp(now(6))",
-}
+_RENEW = LEASE / 3
+_FIRST_PAUSE = 0.2
+_LAST_PAUSE = 5.0
+_STANDBY = 1.0
+"""Seconds between looks of a relay that stands by."""
 _TRANSIENT = (BrokerUnavailable, BrokerClosed, QueueFull, PublishFailed)
 
 Publish = Callable[[Sequence[Message]], list[str | PostroomError]]
@@ -63,15 +63,41 @@ class Relay:
 
         ``publish``: sends and waits for the confirmation. Raises ``ConfigurationError``.
         """
-        scheme, _, rest = url.partition("://")
-        try:
-            self._engine = sa.create_engine(f"{_DRIVERS.get(scheme, scheme)}://{rest}", pool_pre_ping=True)
-        except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError) as error:
-            raise ConfigurationError(f"outbox database: {error}") from error
-        if self._engine.dialect.name not in _NOW:
-            raise ConfigurationError(f"outbox database: {self._engine.dialect.name} is not supported")
+        self._engine = make_engine(url)
+        self._bell = Bell(self._engine)
         self._publish = publish
         self._name = uuid4().hex
+        self._leads_until = 0.0
+        """Monotonic seconds; renewed before."""
+        self._limit = _FIRST_BATCH
+
+    def run(self, stop: threading.Event, *, drain: bool = False) -> None:
+        """Send what comes until ``stop`` is set, or with ``drain`` until nothing waits.
+
+        While broker or database are away it tries again, at most 5 s later. Raises ``ConfigurationError``.
+        """
+        pause = _FIRST_PAUSE
+        while not stop.is_set():
+            try:
+                self._turn(stop, drain=drain)
+            except BrokerUnavailable as error:
+                logger.warning("cannot send, trying again in %.1f s: %s", pause, error)
+                stop.wait(pause)
+                pause = min(2 * pause, _LAST_PAUSE)
+            else:
+                pause = _FIRST_PAUSE
+
+    def _turn(self, stop: threading.Event, *, drain: bool) -> None:
+        self._bell.listen()
+        sent = self.run_once()
+        if sent:
+            logger.info("sent %d messages", sent)
+        elif sent is None:
+            stop.wait(_STANDBY)
+        elif drain:
+            stop.set()
+        else:
+            self._bell.wait(stop)
 
     def run_once(self) -> int | None:
         """Send what waits, at most one batch. Returns how many were sent; ``None`` while another relay is active.
@@ -81,8 +107,12 @@ class Relay:
         try:
             if not self._lead():
                 return None
-            rows = self._waiting()
-            return self._send(rows) if rows else 0
+            rows = self._waiting(self._limit)
+            if not rows:
+                return 0
+            size = sum(len(text) for _, text in rows) // len(rows)
+            self._limit = max(1, min(BATCH, _MEMORY // size))
+            return self._send(rows)
         except sa.exc.DBAPIError as error:
             raise BrokerUnavailable(f"the outbox's database: {error.orig}") from error
 
@@ -109,13 +139,27 @@ class Relay:
 
     def close(self) -> None:
         """Let another relay take over at once."""
-        with self._engine.begin() as connection:
-            connection.execute(sa.text(f"DELETE FROM {LEADER} WHERE holder = :name"), {"name": self._name})
-        self._engine.dispose()
+        self._bell.close()
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.text(f"DELETE FROM {LEADER} WHERE holder = :name"), {"name": self._name})
+        except sa.exc.DBAPIError as error:
+            logger.warning("another relay takes over only in %.0f s: %s", LEASE, error.orig)
+        finally:
+            self._engine.dispose()
 
     def _lead(self) -> bool:
         """Become, or stay, the active one. Raises ``ConfigurationError`` if there is no outbox."""
-        now = _NOW[self._engine.dialect.name]
+        began = time.monotonic()
+        if began < self._leads_until - LEASE + _RENEW:
+            return True
+        if not self._take_lead():
+            return False
+        self._leads_until = began + LEASE
+        return True
+
+    def _take_lead(self) -> bool:
+        now = NOW[self._engine.dialect.name]
         mine = {"name": self._name, "lease": LEASE}
         try:
             with self._engine.begin() as connection:
@@ -141,7 +185,7 @@ class Relay:
                 f"the database has no table {LEADER}; call postroom.create_outbox(connection) where you create your own"
             ) from error
 
-    def _waiting(self, limit: int = BATCH) -> list[tuple[int, str]]:
+    def _waiting(self, limit: int) -> list[tuple[int, str]]:
         with self._engine.connect() as connection:
             rows = connection.execute(
                 sa.text(f"SELECT seq, message FROM {TABLE} WHERE error IS NULL ORDER BY seq LIMIT :limit"),
