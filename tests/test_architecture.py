@@ -25,7 +25,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("broker", "handler", "topology", "lifecycle"),
     ("store", "producer", "worker", "dead_letters"),
     ("app", ""),
-    ("gateway", "dashboard", "cli", "demo", "bench", "observability", "testing", "__main__"),
+    ("gateway", "dashboard", "cli", "demo", "bench", "observability", "testing", "torture", "__main__"),
 ]
 CLIENTS = {
     "apsw",

@@ -22,6 +22,7 @@ _COMMANDS = {
     "inbox": ("inbox", "Create, purge or show the marks of ctx.once."),
     "doctor": ("doctor", "Look for what could break a promise."),
     "bench": ("bench", "Measure the speed on this machine."),
+    "torture": ("torture", "Kill, freeze and cut, then see whether the promises held."),
     "demo": ("demo", "Watch a photo service keep its promises."),
 }
 

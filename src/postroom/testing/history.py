@@ -10,7 +10,11 @@ from typing import Literal
 
 import msgspec
 
-Operation = Literal["publish", "deliver", "ack", "retry", "release", "dead", "cancel", "extend", "crash", "redrive"]
+Operation = Literal[
+    "publish", "deliver", "ack", "retry", "release", "dead", "cancel", "extend", "crash", "redrive",
+    "start", "end", "freeze", "cut", "restart", "stall",
+]  # fmt: skip
+"""The second line: of a handler, and what is done to processes and brokers from outside."""
 Result = Literal["invoke", "ok", "fail", "info"]
 
 
@@ -36,21 +40,28 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     key: str | None = None
     digest: str = ""
     """Of body and headers, for ``publish`` and ``deliver``."""
+    message: str = ""
+    """Of the message, where ``id`` is a name given to it before it had one."""
 
 
 class History:
-    """Events in the order they were noted; with a ``path``, each is in the file, synced, before ``note`` returns."""
+    """Events in the order they were noted; with a ``path``, each is in the file before ``note`` returns.
 
-    def __init__(self, path: Path | None = None) -> None:
+    ``sync``: also on the disk, so that it outlives the machine and not only the process.
+    """
+
+    def __init__(self, path: Path | None = None, *, sync: bool = True) -> None:
         self.events: list[Event] = []
+        self._sync = sync
         self._file = None if path is None else open(path, "ab", buffering=0)  # noqa: SIM115
 
     def note(self, event: Event) -> None:
         self.events.append(event)
         if self._file is not None:
-            # One write a line, so that processes may share a file; synced, so that a kill loses no line.
+            # One write a line, so that processes may share a file, and a killed one leaves whole lines.
             self._file.write(msgspec.json.encode(event) + b"\n")
-            os.fsync(self._file.fileno())
+            if self._sync:
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file is not None:

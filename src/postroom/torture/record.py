@@ -1,0 +1,134 @@
+"""The history, sorted by what the checks ask for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from postroom.testing.history import Event
+
+FAULTS = frozenset({"crash", "freeze", "cut", "restart", "stall"})
+_ENDS = frozenset({"ack", "dead", "cancel"})
+_GIVES_BACK = frozenset({"retry", "release"})
+_SETTLES = _ENDS | _GIVES_BACK
+_GRACE = 1.0
+"""Seconds after an answered settlement in which a fault may still undo it: not every broker confirms an ack."""
+
+
+class Handed(NamedTuple):
+    """One delivery, and how it was settled."""
+
+    delivered: Event
+    settles: list[Event]
+    """Invocations and answers, in order."""
+
+    @property
+    def over(self) -> float:
+        """When its settlement was answered; infinite if it never was."""
+        answers = [event.t for event in self.settles if event.outcome in ("ok", "fail")]
+        return answers[-1] if answers else float("inf")
+
+    @property
+    def given_back(self) -> bool:
+        return any(event.op in _GIVES_BACK for event in self.settles)
+
+
+class Copy:
+    """One message in one subscription: who was given it, who ran it."""
+
+    def __init__(self) -> None:
+        self.handed: list[Handed] = []
+        self.starts: list[Event] = []
+        self.ends: list[Event] = []
+
+    def take(self, event: Event) -> None:
+        if event.op == "deliver":
+            self.handed.append(Handed(event, []))
+        elif event.op == "start":
+            self.starts.append(event)
+        elif event.op == "end":
+            self.ends.append(event)
+        elif event.op in _SETTLES:
+            own = self.holder(event)
+            if own is not None:
+                own.settles.append(event)
+
+    def holder(self, event: Event) -> Handed | None:
+        """The delivery that an event belongs to: the latest of its process."""
+        own = [each for each in self.handed if each.delivered.consumer == event.consumer]
+        return own[-1] if own else None
+
+    def held_at(self, start: Event) -> Handed | None:
+        """The delivery under which a handler was started."""
+        own = [
+            each
+            for each in self.handed
+            if each.delivered.consumer == start.consumer and each.delivered.t <= start.t
+        ]  # fmt: skip
+        return own[-1] if own else None
+
+    def end_of(self, start: Event) -> Event | None:
+        """Of the handler; ``None`` if it has none."""
+        return next((end for end in self.ends if end.consumer == start.consumer and end.t >= start.t), None)
+
+    def failed(self, start: Event) -> bool:
+        """Whether it failed, and that was counted."""
+        end, handed = self.end_of(start), self.held_at(start)
+        counted = handed is not None and any(e.op == "retry" and e.outcome == "ok" for e in handed.settles)
+        return end is not None and end.outcome == "fail" and counted
+
+    @property
+    def settled_for_good(self) -> list[Event]:
+        """Answers that said so."""
+        return [event for each in self.handed for event in each.settles if event.op in _ENDS and event.outcome == "ok"]
+
+
+class Record:
+    """A whole history."""
+
+    def __init__(self, history: Iterable[Event], run: str) -> None:
+        self.copies: dict[tuple[str, str], Copy] = defaultdict(Copy)
+        """By token and subscription, the latter without the name of the run."""
+        self.published: dict[str, list[Event]] = defaultdict(list)
+        """By token: invocations and outcomes."""
+        self.faults: list[Event] = []
+        for event in history:
+            if event.op == "publish":
+                self.published[event.id].append(event)
+            elif event.op in FAULTS:
+                self.faults.append(event)
+            else:
+                self.copies[event.id, event.sub.removeprefix(f"{run}-")].take(event)
+
+    def harmed(self, consumer: str, begin: float, end: float) -> bool:
+        """Whether a fault that hit this process, or the broker, fell in that time, or lasted into it."""
+        return any(
+            fault.id in (consumer, "broker") and fault.t <= end and (fault.until or fault.t) >= begin
+            for fault in self.faults
+        )
+
+    def excused(self, copy: Copy, first: Event, other_copy: Copy, second: Event) -> bool:
+        """Whether a second start is what must be expected: the first failed, or a fault took the message from it."""
+        handed = copy.held_at(first)
+        if handed is None:
+            return False
+        if handed.given_back and handed.settles[0].t <= second.t:
+            return True
+        taken = self.harmed(first.consumer, handed.delivered.t, min(second.t, handed.over + _GRACE))
+        return taken or self.late(other_copy, second, than=first.t)
+
+    def late(self, copy: Copy, start: Event, than: float = float("inf")) -> bool:
+        """Whether it was handed over before the moment ``than``, and started only after a fault had come between."""
+        handed = copy.held_at(start)
+        return (
+            handed is not None
+            and handed.delivered.t < than
+            and self.harmed(start.consumer, handed.delivered.t, start.t)
+        )  # fmt: skip
+
+    def relayed_twice(self, until: float) -> bool:
+        """Whether a relay was harmed before that time: what it had sent and not removed is sent again."""
+        return any(
+            (fault.id.startswith("relay") or fault.id == "broker") and fault.t <= until for fault in self.faults
+        )

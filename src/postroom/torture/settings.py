@@ -1,0 +1,54 @@
+"""What each process is told: in a file, but for URLs, which may hold passwords and come by the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from postroom.errors import ConfigurationError
+from postroom.testing.history import Event, History
+from postroom.torture.plan import Plan
+
+FOLDER = "POSTROOM_TORTURE"
+ACTOR = "POSTROOM_TORTURE_ACTOR"
+EFFECTS = "POSTROOM_TORTURE_EFFECTS"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    plan: Plan
+    run: str
+    """Begins the names of all queues and subscriptions, so that a run meets only its own."""
+    begin: float
+    """Monotonic seconds, one clock for all processes of a machine."""
+    plant: str | None = None
+
+    def save(self, folder: Path) -> None:
+        (folder / "settings.json").write_bytes(msgspec.json.encode(self))
+
+
+class Place:
+    """The folder of a run, seen from one of its processes."""
+
+    def __init__(self) -> None:
+        """Raises ``ConfigurationError`` outside a run."""
+        if FOLDER not in os.environ:
+            raise ConfigurationError("this is started by `postroom torture` only")
+        self.folder = Path(os.environ[FOLDER])
+        self.settings = msgspec.json.decode((self.folder / "settings.json").read_bytes(), type=Settings)
+        self.actor = os.environ.get(ACTOR, "conductor")
+        """This process, or the worker it is a child of: name and generation, as ``worker-2.1``."""
+        self.effects = os.environ[EFFECTS]
+        self._history: History | None = None
+
+    def note(self, event: Event) -> None:
+        """Into the file of this process, which is made with its first line."""
+        if self._history is None:
+            self._history = history_file(self.folder, self.actor)
+        self._history.note(event)
+
+
+def history_file(folder: Path, actor: str) -> History:
+    # Not synced: the run ends with the machine, and killed processes leave whole lines in the page cache.
+    return History(folder / "history" / f"{actor}.{os.getpid()}.jsonl", sync=False)
