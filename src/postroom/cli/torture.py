@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import os
+import platform
 import secrets
 import shlex
 import shutil

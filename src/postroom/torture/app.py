@@ -43,6 +43,7 @@ class Planned(Exception):
 @app.resource
 def effects() -> Iterator[Effects]:
     made = Effects(place.effects)
+    place.tell_ready()
     yield made
     made.close()
 

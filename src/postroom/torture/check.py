@@ -103,7 +103,7 @@ class Checker:
 
     def _may_exist(self, errand: Errand) -> bool:
         if errand.outbox:
-            return errand.token in self._evidence.ordered
+            return errand.token in self._evidence.ordered and not errand.rollback
         return errand.token in self._record.published
 
     def _copies(self) -> Iterator[Violation]:
@@ -170,7 +170,11 @@ class Checker:
         for (token, subscription), copy in self._record.copies.items():
             failed = 0
             for start in copy.starts:
-                if start.attempt <= failed and not self._record.late(copy, start) and not self._sent_again(token, start):
+                if (
+                    start.attempt <= failed
+                    and not self._record.late(copy, start)
+                    and not self._sent_again(token, start)
+                ):
                     yield Violation("attempts", token, f"{subscription}: attempt {start.attempt} again")
                     break
                 if copy.failed(start):
@@ -201,8 +205,8 @@ class Checker:
                 runs[start.key or ""].append((start.t, start.t if end is None else end.t, token, copy, start))
         for key, own in runs.items():
             own.sort(key=lambda run: run[0])
-            for (_, end, token, copy, start), (begin, _, other, other_copy, later) in pairwise(own):
-                if token != other and begin < end and not self._record.excused(copy, start, other_copy, later):
+            for (_, over, token, copy, start), (begin, _, other, other_copy, later) in pairwise(own):
+                if token != other and begin < over and not self._record.excused(copy, start, other_copy, later):
                     yield Violation("order", other, f"{key}: started while {token} still ran")
 
     def _effects_not_one(self) -> Iterator[Violation]:
@@ -228,9 +232,13 @@ class Checker:
         if sum(held) != DEPOSIT * ACCOUNTS:
             yield Violation("money", "", f"all accounts hold {sum(held)}, and should hold {DEPOSIT * ACCOUNTS}")
 
-    def _dead_tokens(self) -> list[tuple[str, int]]:
-        """Of each dead letter: the token, and how many failures it tells."""
-        return [(each.message.headers.get(TOKEN, ""), len(each.failures)) for each in self._evidence.dead]
+    def _dead_tokens(self) -> list[tuple[str, set[int]]]:
+        """Of each dead letter: the token, and which attempts it tells of."""
+        return [
+            # The last entry may be the remark that there will be no further attempt.
+            (letter.message.headers.get(TOKEN, ""), {each.attempt for each in letter.failures} - {MAX_ATTEMPTS + 1})
+            for letter in self._evidence.dead
+        ]
 
     def _dead_letters(self) -> Iterator[Violation]:
         letters = self._dead_tokens()
@@ -243,9 +251,9 @@ class Checker:
                 yield Violation("dead letters", token, f"{count} dead letters of one message")
             if token not in self._errands or self._errands[token].kind != "doomed":
                 yield Violation("dead letters", token, "is dead, though it succeeds in the end")
-        for token, failures in letters:
-            if failures != MAX_ATTEMPTS:
-                yield Violation("dead letters", token, f"tells {failures} failures, not {MAX_ATTEMPTS}")
+        for token, attempts in letters:
+            if attempts != set(range(1, MAX_ATTEMPTS + 1)):
+                yield Violation("dead letters", token, f"tells of attempts {sorted(attempts)}, not 1 to {MAX_ATTEMPTS}")
 
     def _the_rest(self) -> Iterator[Violation]:
         for text in self._evidence.ended:

@@ -152,8 +152,11 @@ def _resumed(record: Record) -> Iterable[float]:
 
 
 def _marks(record: Record, evidence: Evidence) -> Iterable[Mark]:
+    frozen = [fault for fault in record.faults if fault.op == "freeze"]
     for fault in record.faults:
-        if fault.outcome == "ok":
+        # A frozen process finds itself to have been without time: that is the same harm.
+        known = fault.op == "stall" and any(f.id == fault.id and f.t < (fault.until or 0.0) for f in frozen)
+        if fault.outcome == "ok" and not known:
             at = fault.t - evidence.begin
             until = at if fault.until is None else fault.until - evidence.begin
             yield Mark(round(at, 3), round(until, 3), "kill" if fault.op == "crash" else fault.op, fault.id)

@@ -19,8 +19,6 @@ MAX_ATTEMPTS = 5
 """Of errands that always fail."""
 MAIL, AUDIT = "mail", "audit"
 """The subscriptions of the topic of events."""
-_QUIET = 1.0
-"""Seconds at the beginning without a fault, so that all processes are up."""
 
 
 class Errand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -121,7 +119,7 @@ def _errand(
     rng: random.Random, producer: str, number: int, at: float, options: Options, steps: dict[str, int]
 ) -> Errand:
     token = f"{producer}/{number}"
-    work = round(rng.uniform(0.005, 0.03), 4)
+    work = round(rng.uniform(0.01, 0.15), 4)
     fails = rng.choices((0, 1, 2), (85, 10, 5))[0]
     draw = rng.random()
     if draw < 0.05:
@@ -131,13 +129,22 @@ def _errand(
     if draw < 0.45:
         return _step(rng, producer, token, at, work, fails, options, steps)
     source, target = rng.sample(range(ACCOUNTS), 2)
-    fields = {"source": source, "target": target, "amount": rng.randint(1, 100), "work": work, "fails": fails}
+    plain = Errand(
+        token=token,
+        at=at,
+        kind="transfer",
+        source=source,
+        target=target,
+        amount=rng.randint(1, 100),
+        work=work,
+        fails=fails,
+    )
     way = rng.random()
     if way < 0.35 and options.relays:
-        return Errand(token=token, at=at, kind="transfer", outbox=True, rollback=rng.random() < 0.25, **fields)
+        return msgspec.structs.replace(plain, outbox=True, rollback=rng.random() < 0.25)
     if way < 0.45:
-        return Errand(token=f"shared/{number}", at=at, kind="transfer", idempotent=True, shared=True, **fields)
-    return Errand(token=token, at=at, kind="transfer", idempotent=way < 0.75, **fields)
+        return msgspec.structs.replace(plain, token=f"shared/{number}", idempotent=True, shared=True)
+    return msgspec.structs.replace(plain, idempotent=way < 0.75)
 
 
 def _step(
@@ -169,10 +176,10 @@ def _step(
 
 def _faults(rng: random.Random, options: Options) -> list[Fault]:
     found: list[Fault] = []
-    at = _QUIET
+    at = 0.0
     while options.faults and (at := at + rng.uniform(0.5, 1.5) * options.every) < options.seconds:
         kind = rng.choice(options.faults)
-        lasts = rng.uniform(1.3, 2.0) * options.lease if kind == "freeze" else rng.uniform(0.0, 1.0)
+        lasts = rng.uniform(1.5, 2.5) * options.lease if kind == "freeze" else rng.uniform(0.0, 1.0)
         target = "broker" if kind == "restart" else _target(rng, kind, options)
         found.append(Fault(at=round(at, 3), kind=kind, target=target, lasts=round(lasts, 3)))
     return found

@@ -20,16 +20,17 @@ class Producer:
     def __init__(self, name: str) -> None:
         """``name``: as in the plan, without the generation."""
         self._errands = place.settings.plan.errands[name]
-        self._begin = place.settings.begin
         self._effects = Effects(place.effects)
         self._before = self._told_before(name)
         self._ordered = self._effects.ordered()
 
     def run(self) -> None:
         app.connect()
+        place.tell_ready()
+        begin = place.wait_for_begin()
         for errand in self._errands:
             if not self._is_done(errand):
-                time.sleep(max(0.0, self._begin + errand.at - time.monotonic()))
+                time.sleep(max(0.0, begin + errand.at - time.monotonic()))
                 self._send(errand)
         self._effects.close()
 

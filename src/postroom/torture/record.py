@@ -129,6 +129,4 @@ class Record:
 
     def relayed_twice(self, until: float) -> bool:
         """Whether a relay was harmed before that time: what it had sent and not removed is sent again."""
-        return any(
-            (fault.id.startswith("relay") or fault.id == "broker") and fault.t <= until for fault in self.faults
-        )
+        return any((fault.id.startswith("relay") or fault.id == "broker") and fault.t <= until for fault in self.faults)

@@ -13,19 +13,21 @@ import msgspec
 
 from postroom.app import App
 from postroom.broker.base import Broker, Capabilities, SubscriptionStats
-from postroom.errors import BrokerUnavailable, ConfigurationError, SubscriptionNotFound
+from postroom.errors import BrokerUnavailable, ConfigurationError, PostroomError, SubscriptionNotFound
 from postroom.message import DeadLetter
 from postroom.testing.history import Event, History, load
 from postroom.torture.effects import Effect, Effects
 from postroom.torture.nemesis import Nemesis
 from postroom.torture.plan import AUDIT, MAIL, Plan
 from postroom.torture.processes import Actor, Cast
-from postroom.torture.settings import EFFECTS, FOLDER, Settings, history_file
+from postroom.torture.settings import BEGIN, EFFECTS, FOLDER, Settings, history_file
 from postroom.torture.tail import Tail
 
 _TICK = 0.05
 _STANDSTILL = 20.0
 """Seconds without any progress, beyond four leases, after which what is left will never come."""
+_STARTUP = 60.0
+"""Seconds for all processes to come up."""
 _DRAIN = 600.0
 """Seconds after which it is over in any case."""
 
@@ -87,8 +89,9 @@ class Run:
             self._environment["POSTROOM_STORE"] = store
 
     def run(self, progress: Progress) -> Evidence:
-        """Do it all. Raises ``PostroomError`` if it cannot be done; what is wrong with the broker is for the checker."""
-        (self._folder / "history").mkdir()
+        """Do it all. Raises ``PostroomError`` if it cannot be done; what came out is for the checker."""
+        for name in ("history", "ready"):
+            (self._folder / name).mkdir()
         self._effects.create()
         with self._app, closing(self._effects), history_file(self._folder, "nemesis") as history:
             capabilities = self._app.make_broker().capabilities
@@ -99,10 +102,10 @@ class Run:
                 self._clean()
 
     def _play(self, history: History, progress: Progress, capabilities: Capabilities) -> Evidence:
-        begin = time.monotonic() + 1.0
-        Settings(plan=self._plan, run=self._name, begin=begin, plant=self._plant).save(self._folder)
+        Settings(plan=self._plan, run=self._name, plant=self._plant).save(self._folder)
         tail = Tail(self._folder / "history")
         with Cast(self._plan.options, self._folder, self._environment) as cast:
+            begin = self._begin(cast, lambda share: progress("starting", share, tail), history)
             nemesis = Nemesis(self._plan.faults, cast, begin=begin, restart=self._restart, note=history.note)
             try:
                 self._harm(cast, nemesis, begin, lambda share: progress("under fault", share, tail), tail, history)
@@ -130,6 +133,25 @@ class Run:
     @property
     def subscriptions(self) -> list[str]:
         return [f"{self._name}-{name}" for name in ("transfers", "steps", "doomed", MAIL, AUDIT)]
+
+    def _begin(self, cast: Cast, progress: Callable[[float], None], history: History) -> float:
+        """Wait until all are up, then give the sign. Returns when. Raises ``PostroomError``."""
+        deadline = time.monotonic() + _STARTUP
+        missing = {actor.name for actor in cast if actor.role != "relay"}
+        while waited_for := missing - {path.name for path in (self._folder / "ready").iterdir()}:
+            now = time.monotonic()
+            cast.tend(now, lambda actor: _note_end(history, actor))
+            if now > deadline:
+                tails = "\n".join(cast.actors[name].tail() for name in sorted(waited_for))
+                raise PostroomError(f"{', '.join(sorted(waited_for))} did not come up:\n{tails}")
+            progress(1 - len(waited_for) / len(missing))
+            time.sleep(_TICK)
+        begin = time.monotonic()
+        # Moved there whole: whoever sees the file can read it.
+        draft = self._folder / f"{BEGIN}.draft"
+        draft.write_text(str(begin))
+        draft.rename(self._folder / BEGIN)
+        return begin
 
     def _harm(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -14,14 +15,15 @@ from postroom.torture.plan import Plan
 FOLDER = "POSTROOM_TORTURE"
 ACTOR = "POSTROOM_TORTURE_ACTOR"
 EFFECTS = "POSTROOM_TORTURE_EFFECTS"
+BEGIN = "begin"
+"""The file that holds the time of the beginning."""
+_LOOK = 0.05
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     plan: Plan
     run: str
     """Begins the names of all queues and subscriptions, so that a run meets only its own."""
-    begin: float
-    """Monotonic seconds, one clock for all processes of a machine."""
     plant: str | None = None
 
     def save(self, folder: Path) -> None:
@@ -41,6 +43,17 @@ class Place:
         """This process, or the worker it is a child of: name and generation, as ``worker-2.1``."""
         self.effects = os.environ[EFFECTS]
         self._history: History | None = None
+
+    def tell_ready(self) -> None:
+        """This process is up; a killed one that comes again says so again."""
+        (self.folder / "ready" / self.actor.partition(".")[0]).touch()
+
+    def wait_for_begin(self) -> float:
+        """The beginning in monotonic seconds, one clock for all processes of a machine, once all are ready."""
+        file = self.folder / BEGIN
+        while not file.exists():
+            time.sleep(_LOOK)
+        return float(file.read_text())
 
     def note(self, event: Event) -> None:
         """Into the file of this process, which is made with its first line."""

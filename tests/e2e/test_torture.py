@@ -1,0 +1,116 @@
+"""``postroom torture``: clean on SQLite, red with a bug planted, the same again from the same seed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import wait_until
+
+from postroom.torture.plants import PLANTS
+
+COMMAND = [sys.executable, "-m", "postroom", "torture"]
+BIGGER = ("--seconds", "4", "--lease", "1", "--every", "0.5", "--workers", "2", "--producers", "1", "--rate", "40")
+"""Of what needs faults to be seen."""
+FAULTS = {
+    "early-ack": ("--faults", "kill", "--relays", "0"),
+    "no-fence": ("--faults", "freeze", "--relays", "0"),
+    "mark-before-effect": ("--faults", "kill", "--relays", "0"),
+    "relay-mark-before-send": ("--faults", "kill", "--relays", "1"),
+}
+
+
+def torture(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("POSTROOM")}
+    done = subprocess.run(
+        [*COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=110
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def outcome(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    done = torture(folder, *arguments, "--json")
+    assert done.returncode in (0, 1), done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_sqlite_keeps_every_promise(tmp_path: Path) -> None:
+    code, told = outcome(
+        tmp_path, "--seconds", "8", "--seed", "7", "--lease", "1", "--every", "1", "--report", "x.html"
+    )
+    assert told["violations"] == []
+    assert code == 0
+    assert told["sent"] > 200
+    assert told["handled"] >= told["sent"] - told["dead"]
+    assert told["faults"]["kill"] + told["faults"]["freeze"] >= 4
+    assert told["again"] > 0
+    assert told["unexplained"] == 0
+    page = (tmp_path / "x.html").read_text()
+    assert "No violation" in page
+    assert "<svg" in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.html"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plant", FAULTS)
+def test_a_bug_under_fault_is_found(plant: str, tmp_path: Path) -> None:
+    code, told = outcome(tmp_path, "--plant", plant, "--seed", "3", *BIGGER, *FAULTS[plant])
+    assert code == 1
+    assert {violation["kind"] for violation in told["violations"]} & set(PLANTS[plant].finds)
+
+
+def test_the_same_seed_is_the_same_plan(tmp_path: Path) -> None:
+    plans = [torture(tmp_path, "--seed", seed, "--print-plan").stdout for seed in ("5", "5", "6")]
+    assert plans[0] == plans[1] != plans[2]
+    assert json.loads(plans[0])["faults"]
+
+
+def test_interrupted_it_leaves_no_process_behind(tmp_path: Path) -> None:
+    run = subprocess.Popen([*COMMAND, "--folder", "run"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    wait_until(lambda: (tmp_path / "run" / "begin").exists(), "it has begun", 60.0)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(40) == 1
+    wait_until(lambda: not _ours(tmp_path / "run"), "all processes have ended")
+
+
+def _ours(folder: Path) -> list[str]:
+    """Processes that are told of this folder by their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if str(folder).encode() in path.read_bytes():
+                found.append(path.parent.name)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("memory://",), 1, "lives in one process"),
+        (("pigeon://me:secret@loft",), 1, "no broker for"),
+        (("--faults", "flood"), 2, "kill, freeze, cut, restart"),
+        (("--faults", "cut"), 2, "reached through the network"),
+        (("--faults", "restart"), 2, "--restart COMMAND"),
+        (("--plant", "weeds"), 2, "early-ack"),
+        (("--report", "missing/x.html"), 2, "no directory"),
+        (("--effects", "pigeon://me:secret@loft"), 1, "--effects"),
+        (("--seconds", "0"), 2, "--seconds"),
+    ],
+)
+def test_mistakes_get_one_clear_line(tmp_path: Path, arguments: tuple[str, ...], code: int, text: str) -> None:
+    done = torture(tmp_path, *arguments)
+    assert done.returncode == code
+    assert text in done.stderr
+    assert "secret" not in done.stderr
+    assert not list(tmp_path.iterdir())
