@@ -111,7 +111,7 @@ PLANTS: dict[str, Plant] = {
     "forget-redelivery": Plant("takes redeliveries for done", ("lost",), ForgetsRedeliveries),
     "lose-on-restart": Plant("forgets what waits when a process comes anew", ("lost",), LosesOnRestart),
     "drop-publish": Plant("confirms messages without storing them", ("lost",), keeping.DropsAPublish),
-    "relay-mark-before-send": Plant("removes from the outbox before it sends", ("lost",)),
+    "relay-mark-before-send": Plant("removes from the outbox before it sends", ("lost", "order")),
     "ignore-rollback": Plant("sends what was rolled back", ("phantom",)),
     "reorder-keys": Plant("knows no order", ("order",), keeping.ReordersKeys),
     "no-dedup": Plant("knows no idempotency keys", ("copies",), keeping.IgnoresDedup),

@@ -28,12 +28,13 @@ class RecordingBroker(DefectiveBroker):
 
     async def consume(self, subscription: str, *, lease: float = 30.0) -> Consumer:
         consumer = await self.sound.consume(subscription, lease=lease)
-        return _RecordingConsumer(consumer, self._actor, self._note)
+        return _RecordingConsumer(consumer, lease, self._actor, self._note)
 
 
 class _RecordingConsumer(DefectiveConsumer):
-    def __init__(self, sound: Consumer, actor: str, note: Callable[[Event], None]) -> None:
+    def __init__(self, sound: Consumer, lease: float, actor: str, note: Callable[[Event], None]) -> None:
         super().__init__(sound)
+        self._lease = lease
         self._actor = actor
         self._note = note
 
@@ -56,6 +57,15 @@ class _RecordingConsumer(DefectiveConsumer):
         for (delivery, outcome), refusal in zip(settlements, refusals, strict=True):
             self._tell(_OPERATIONS[type(outcome)], delivery, "ok" if refusal is None else "fail")
         return refusals
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        asked = time.monotonic()
+        try:
+            return await self.sound.extend(deliveries)
+        finally:
+            # On a busy machine a renewal may come too late; whoever takes the message then is in the right.
+            if (answered := time.monotonic()) - asked > self._lease / 4:
+                self._note(Event(t=asked, op="stall", id=self._actor, until=answered))
 
     def _tell(self, operation: Operation, delivery: Delivery, outcome: Result) -> None:
         self._note(
