@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -17,6 +19,7 @@ from postroom.broker.kafka import KafkaBroker
 from postroom.broker.kafka.ledger import Ledger
 from postroom.errors import BrokerUnavailable
 from postroom.message import Failure, Message, new_id
+from tests.conftest import wait_until
 from tests.servers import private
 
 pytestmark = pytest.mark.server
@@ -296,3 +299,40 @@ def test_the_doctor_finds_what_was_planted(play: Play) -> None:
         }
 
     play(scenario)
+
+
+def test_a_loop_that_ends_without_closing_leaves_the_group(
+    play: Play, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """C4: its threads go with it, whatever they were about to tell it, and others get its messages at once."""
+    before = set(threading.enumerate())
+
+    async def abandon() -> None:
+        broker = await another(url)
+        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+        await broker.publish(messages(200))
+        consumer = await broker.consume("q")
+        held = await take(consumer, 100)
+        # Under way when the loop ends: a commit, and messages that come.
+        asyncio.get_running_loop().create_task(consumer.settle([(delivery, Ack()) for delivery in held]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    async def scenario(broker: KafkaBroker) -> None:
+        await take(await broker.consume("q"), 100)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(abandon())
+        members = [
+            thread
+            for thread in set(threading.enumerate()) - before
+            if thread.name.startswith("postroom-kafka-")
+            and "reader" not in thread.name
+            and "producer" not in thread.name
+        ]
+        assert len(members) == 2
+        wait_until(lambda: not any(thread.is_alive() for thread in members), "the end of the threads")
+        begin = time.monotonic()
+        play(scenario)
+    assert time.monotonic() - begin < 5.0, "the group waited for its session"
+    assert caplog.records == []

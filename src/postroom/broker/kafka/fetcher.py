@@ -10,6 +10,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from postroom.broker.kafka import bridge
 from postroom.broker.kafka.options import Options
 from postroom.broker.kafka.reader import Place
 
@@ -79,7 +80,7 @@ class Fetcher:
     def _run(self) -> None:
         epoch = 0
         learnt: set[str] = set()
-        while not self._stop.is_set():
+        while not self._stop.is_set() and not self._loop.is_closed():
             try:
                 wish, self._wish = self._wish, None
                 if wish is not None:
@@ -119,7 +120,7 @@ class Fetcher:
             taken.set()
             self._arrived(epoch, records)
 
-        self._loop.call_soon_threadsafe(take)
+        bridge.tell(self._loop, take)
         # One batch at a time, so that a slow loop is not buried.
-        while not taken.wait(_TURN) and not self._stop.is_set():
+        while not taken.wait(_TURN) and not self._stop.is_set() and not self._loop.is_closed():
             pass

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
+from postroom.broker.kafka import bridge
 from postroom.broker.kafka.options import Options
 from postroom.broker.kafka.reader import Place
 
@@ -123,7 +124,8 @@ class Member:
     # In the thread
 
     def _run(self) -> None:
-        while not self._stopping:
+        # A loop that ended without closing its broker must not keep its partitions from others.
+        while not self._stopping and not self._loop.is_closed():
             try:
                 self._follow_wishes()
                 self._consumer.poll(0)
@@ -148,6 +150,8 @@ class Member:
             return
         if request is not None:
             work, done = request
+            if not done.set_running_or_notify_cancel():
+                return
             try:
                 work()
             except KafkaException as error:
@@ -213,19 +217,21 @@ class Member:
         self._ours = False
         if not self._wanted:
             # Nobody here will be told that they are somebody else's.
-            self._loop.call_soon_threadsafe(self._listener.lost)
+            bridge.tell(self._loop, self._listener.lost)
 
     def _on_lost(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         self._ours = False
-        self._loop.call_soon_threadsafe(self._listener.lost)
+        bridge.tell(self._loop, self._listener.lost)
 
     def _ask(self, question: Coroutine[Any, Any, T]) -> tuple[T] | None:
         """Its answer by the event loop; ``None`` if there is none in time."""
-        asked: Future[T] = asyncio.run_coroutine_threadsafe(question, self._loop)
+        asked = bridge.ask(self._loop, question)
+        if asked is None:
+            return None
         asked.add_done_callback(lambda _: self._requests.put(None))
         deadline = time.monotonic() + _ANSWER + self._options.handover
         while not asked.done():
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or self._loop.is_closed():
                 asked.cancel()
                 return None
             self._serve()  # What ends before the partitions go must be committed before they go.

@@ -10,6 +10,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from postroom.broker.kafka import bridge
 from postroom.broker.kafka.faults import error_of, translated
 from postroom.broker.kafka.options import Options
 from postroom.broker.kafka.wire import MAX_RECORD, Record
@@ -33,7 +34,7 @@ class _Batch:
             self.errors[number] = error
         self._left -= 1
         if not self._left:
-            self._loop.call_soon_threadsafe(self._finish)
+            bridge.tell(self._loop, self._finish)
 
     def _finish(self) -> None:
         if not self.done.done():
