@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from services.base import Server, ServiceMissing, free_port, is_alive, wait_until
+from services.certificates import Certificate
 from services.java import fetched, java
 
 VERSION = os.environ.get("POSTROOM_KAFKA_VERSION", "4.3.1")
@@ -25,10 +26,10 @@ _PROPERTIES = """
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{advertised}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{more}
+advertised.listeners=PLAINTEXT://127.0.0.1:{advertised}{more}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL
 log.dirs={folder}/data
 num.partitions=1
 auto.create.topics.enable=false
@@ -52,14 +53,30 @@ num.io.threads=2
 background.threads=2
 """
 
+USER, PASSWORD = "shop", "top/secret@1"
+"""Who is let in at ``secure_url``."""
+
+_SECURITY = """
+ssl.keystore.type=PEM
+ssl.keystore.location={folder}/keystore.pem
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512
+listener.name.sasl_ssl.plain.sasl.jaas.config={plain} required user_{user}="{password}";
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={scram} required;
+"""
+_PLAIN = "org.apache.kafka.common.security.plain.PlainLoginModule"
+_SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule"
+
 
 class KafkaServer(Server):
     """Listens on ``port``; tells its clients to come to ``advertised``, where a proxy may stand."""
 
     name = "kafka"
 
-    def __init__(self, folder: Path, *, advertised: int | None = None) -> None:
+    def __init__(self, folder: Path, *, advertised: int | None = None, certificate: Certificate | None = None) -> None:
+        """With a ``certificate`` it also listens at ``secure_port``, by SASL over TLS."""
         super().__init__(folder)
+        self._certificate = certificate
+        self.secure_port = free_port()
         self._advertised = advertised or self.port
         self._controller = free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -97,16 +114,22 @@ class KafkaServer(Server):
     def _format(self, configuration: Path, libraries: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "log4j2.properties").write_text(_LOGGING)
-        configuration.write_text(
-            _PROPERTIES.format(
-                port=self.port, advertised=self._advertised, controller=self._controller, folder=self.folder
-            )
+        properties = _PROPERTIES.format(
+            port=self.port,
+            advertised=self._advertised,
+            controller=self._controller,
+            folder=self.folder,
+            more=f",SASL_SSL://127.0.0.1:{self.secure_port}" if self._certificate else "",
         )
         command = [*_java(libraries, self.folder), "kafka.tools.StorageTool", "format"]
-        done = subprocess.run(
-            [*command, "-t", "cG9zdHJvb20tdGVzdHMtMQ", "-c", str(configuration)],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        command += ["-t", "cG9zdHJvb20tdGVzdHMtMQ", "-c", str(configuration)]
+        if self._certificate is not None:
+            properties += _SECURITY.format(folder=self.folder, plain=_PLAIN, scram=_SCRAM, user=USER, password=PASSWORD)
+            both = self._certificate.key.read_text() + self._certificate.certificate.read_text()
+            (self.folder / "keystore.pem").write_text(both)
+            command += ["--add-scram", f"SCRAM-SHA-512=[name={USER},password={PASSWORD}]"]
+        configuration.write_text(properties)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ServiceMissing(f"kafka cannot format its storage: {(done.stdout + done.stderr)[-2000:]}")
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from redis import Redis
 from services.base import Server, free_port
+from services.certificates import make_certificate
 from services.redis import RedisServer
 
 from postroom.broker.base import Ack, Dead, Subscription, Topic
 from postroom.broker.redis import RedisBroker
 from postroom.errors import BrokerUnavailable, ConfigurationError
 from postroom.message import Failure, Message
-from tests.servers import private
+from tests.servers import private, started
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +72,21 @@ def test_nobody_listens() -> None:
         asyncio.run(live(f"redis://127.0.0.1:{free_port()}"))
 
 
-def test_tls(tmp_path: Path) -> None:
-    """With an authority of one's own, and a certificate of the client; nobody else is believed."""
-    names = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names]
-    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+def test_a_password_over_tls(tmp_path: Path) -> None:
+    """With an authority of one's own, a certificate of the client, and a user; nobody else is believed, or let in."""
+    made = make_certificate(tmp_path)
     port = free_port()
-    options = ("--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key))
-    server = RedisServer(tmp_path / "redis", options=(*options, "--tls-ca-cert-file", str(certificate)))
-    server.start()
-    try:
-        files = f"cafile={certificate}&certfile={certificate}&keyfile={key}"
-        assert asyncio.run(live(f"rediss://localhost:{port}?{files}")) == []
+    options = ("--tls-port", str(port), "--tls-cert-file", str(made.certificate), "--tls-key-file", str(made.key))
+    with started(
+        RedisServer(tmp_path / "redis", options=(*options, "--tls-ca-cert-file", str(made.certificate)))
+    ) as server:
+        with Redis.from_url(server.url) as client:
+            client.execute_command("ACL", "SETUSER", "shop", "on", ">p@ss", "~{postroom}:*", "+@all")
+        shown = f"certfile={made.certificate}&keyfile={made.key}"
+        believed = f"cafile={made.certificate}&{shown}"
+        assert asyncio.run(live(f"rediss://shop:p%40ss@localhost:{port}?{believed}")) == []
+        with pytest.raises(ConfigurationError, match="refuses us") as error:
+            asyncio.run(live(f"rediss://shop:not-it@localhost:{port}?{believed}"))
+        assert "not-it" not in f"{error.value}"
         with pytest.raises(BrokerUnavailable, match="certificate"):
-            asyncio.run(live(f"rediss://localhost:{port}?certfile={certificate}&keyfile={key}"))
-    finally:
-        server.stop()
+            asyncio.run(live(f"rediss://shop:p%40ss@localhost:{port}?{shown}"))

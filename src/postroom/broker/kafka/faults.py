@@ -40,7 +40,8 @@ def translated(what: str, error: KafkaError) -> BrokerError | ConfigurationError
     if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
         made = MessageTooLarge(f"{what}: too large for the topic; raise its max.message.bytes: {error.str()}")
     elif error.code() in _REFUSED:
-        made = ConfigurationError(f"{what}: Kafka refuses: {error.str()}")
+        hint = "; ?ca= of the URL names the file of who is believed" if error.code() == KafkaError._SSL else ""
+        made = ConfigurationError(f"{what}: Kafka refuses: {error.str()}{hint}")
     else:
         made = BrokerUnavailable(f"{what}: {error.str()}; it may succeed later")
     made.__cause__ = KafkaException(error)

@@ -38,8 +38,8 @@ class Reader:
         self._options = options
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="postroom-kafka-reader")
         self._consumer: Consumer | None = None
-        self._refused: KafkaError | None = None
-        """Why the server lets us not in; the errors of calls say only that it does not."""
+        self._why: KafkaError | None = None
+        """Why there is no connection; the errors of calls say only that there is none."""
         self._closed = False
 
     async def call(self, function: Callable[[Reader], T]) -> T:
@@ -47,9 +47,9 @@ class Reader:
         if self._closed:
             raise BrokerClosed("the broker was closed; make a new one")
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, function, self)
+            return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, function)
         except KafkaException as error:
-            raise translated("cannot read from Kafka", self._refused or error_of(error)) from error
+            raise translated("cannot read from Kafka", self._why or error_of(error)) from error
 
     async def close(self) -> None:
         if not self._closed:
@@ -59,6 +59,16 @@ class Reader:
             self._executor.shutdown(wait=False)
 
     # In the reader's thread
+
+    def _run(self, function: Callable[[Reader], T]) -> T:
+        self._why = None
+        try:
+            return function(self)
+        except KafkaException:
+            if self._consumer is not None:
+                # The client tells why only when it is polled.
+                self._consumer.poll(0)
+            raise
 
     def bounds(self, topic: str, partition: int = 0) -> tuple[int, int]:
         """The first offset, and the one after the last."""
@@ -125,8 +135,10 @@ class Reader:
                         del wanted[place]
 
     def _failed(self, error: KafkaError) -> None:
-        if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
-            self._refused = error
+        # Of many the one that says what to do: who refuses us matters more than that all are out of reach.
+        refused = error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL)
+        if refused or (self._why is None and error.code() == KafkaError._TRANSPORT):
+            self._why = error
 
     def _client(self) -> Consumer:
         if self._consumer is None:
