@@ -66,7 +66,7 @@ def test_a_password_over_tls(place: Place) -> None:
 
 
 def test_a_wrong_password_is_told_without_it(place: Place) -> None:
-    with pytest.raises(ConfigurationError, match=r"(?i)refused") as error:
+    with pytest.raises(ConfigurationError, match="refuses this user") as error:
         asyncio.run(live(f"amqps://shop:not-it@127.0.0.1:{place.port}/?cafile={place.authority}"))
     assert "not-it" not in f"{error.value} {error.value.__cause__!r}"
 
