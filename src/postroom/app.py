@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from postroom.broker.base import Broker, Subscription, SubscriptionStats
@@ -26,9 +25,9 @@ from postroom.lifecycle import Lifecycle, Middleware
 from postroom.producer.job import Job
 from postroom.producer.outlet import Outlet
 from postroom.producer.publisher import Publisher
-from postroom.producer.task import AsyncTask, SyncTask, Task
+from postroom.producer.task import AsyncTask, SyncTask, Task, TaskDecorator
 from postroom.producer.topic import EventType, Topic
-from postroom.store.blobs import BlobStore
+from postroom.store.blobs import BlobStore, directory_for
 from postroom.topology import Topology
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class App:
         self.topology = Topology(queue_limit)
         self.lifecycle = Lifecycle()
         self.thread = BrokerThread(self.make_broker, self._declare)
-        self.blobs = BlobStore(_uploads_directory(uploads, self.url))
+        self.blobs = BlobStore(directory_for(uploads, self.url))
         publisher = Publisher(self.thread, max_message_size=max_message_size)
         self.outlet = Outlet(self.thread, publisher, self.blobs, self.make_broker)
         self.tasks: dict[str, Task[..., Any]] = {}
@@ -106,7 +105,7 @@ class App:
         isolation: Isolation | None = None,
         result_ttl: Seconds = RESULT_TTL,
         transaction: Any = None,
-    ) -> _TaskDecorator: ...
+    ) -> TaskDecorator: ...
     def task(
         self,
         function: Any = None,
@@ -356,18 +355,6 @@ class App:
         await broker.declare(topics, self.topology.subscriptions)
 
 
-class _TaskDecorator:
-    """Only a type: what ``app.task(queue=…)`` is to type checkers."""
-
-    @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, function: Callable[P, Coroutine[Any, Any, T]], /
-    ) -> AsyncTask[P, T]: ...
-    @overload
-    def __call__(self, function: Callable[P, T], /) -> SyncTask[P, T]: ...
-    def __call__(self, function: Any, /) -> Any: ...
-
-
 def _handler_options(
     retry: RetryPolicy | None,
     timeout: float | None,
@@ -389,14 +376,6 @@ def _handler_options(
         priority=priority,
         result_ttl=result_ttl,
     )
-
-
-def _uploads_directory(uploads: str | os.PathLike[str] | None, url: str) -> Path:
-    if uploads is not None:
-        return Path(uploads)
-    if url.startswith("sqlite:///"):
-        return Path(url.removeprefix("sqlite:///").partition("?")[0] + ".uploads")
-    return Path("postroom.uploads")
 
 
 async def _stats(broker: Broker) -> list[SubscriptionStats]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import warnings
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from postroom.config import Seconds
 from postroom.context import Context
@@ -192,6 +192,18 @@ class AsyncTask(Task[P, T]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
         return self._handler.function(*args, **self._local_arguments(args, kwargs))  # type: ignore[no-any-return]
+
+
+class TaskDecorator:
+    """Only a type: what ``app.task(queue=…)`` is to type checkers."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, function: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> AsyncTask[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> SyncTask[P, T]: ...
+    def __call__(self, function: Any, /) -> Any: ...
 
 
 def warn_if_blocking(method: str) -> None:

@@ -105,3 +105,12 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def directory_for(uploads: str | os.PathLike[str] | None, url: str) -> Path:
+    """Where the files of an app's jobs are kept: ``uploads``, or else beside the file of the broker at ``url``."""
+    if uploads is not None:
+        return Path(uploads)
+    if url.startswith("sqlite:///"):
+        return Path(url.removeprefix("sqlite:///").partition("?")[0] + ".uploads")
+    return Path("postroom.uploads")
