@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from services.base import Server, ServiceMissing, accepts, install_package, is_alive, wait_until
@@ -43,12 +44,32 @@ class PostgreSQLServer(Server):
         _run(programs / "pg_ctl", "-D", str(data), "-w", "-l", str(self.folder / "log"), "-o", options, "start")
         wait_until(lambda: accepts(self.port), 30.0, "postgresql to listen")
 
+    def kill(self) -> None:
+        # Its processes share memory: while one of them lives, the server does not start again.
+        everyone = [self.pid, *_children(self.pid)]
+        for pid in everyone:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(map(is_alive, everyone)), 10.0, "postgresql to die")
+        # Where nobody collects the dead, the next start would take them for the living.
+        for note in (self.folder / "data" / "postmaster.pid", *self.folder.glob(".s.PGSQL.*.lock")):
+            note.unlink(missing_ok=True)
+
     def stop(self) -> None:
         if (self.folder / "data" / "postmaster.pid").exists() and is_alive(pid := self.pid):
             # An immediate shutdown (PostgreSQL documentation, 19.5).
             os.kill(pid, signal.SIGQUIT)
             wait_until(lambda: not is_alive(pid), 10.0, "postgresql to stop")
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(path.parent.name))
+    return found
 
 
 def _programs() -> Path:
