@@ -289,6 +289,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     o record;
     m record;
+    the_row tid;
     verb text;
 BEGIN
     done := '{}';
@@ -319,7 +320,12 @@ BEGIN
                 failures = array_append(k.failures, o.failure)
             WHERE k.ctid = m.ctid;
         ELSE
-            PERFORM remember(ARRAY[m.ctid], 4, moment);
+            the_row := m.ctid;
+            IF o.failure IS NOT NULL THEN
+                UPDATE message k SET failures = array_append(k.failures, o.failure) WHERE k.ctid = the_row
+                    RETURNING k.ctid INTO the_row;
+            END IF;
+            PERFORM remember(ARRAY[the_row], 4, moment);
         END IF;
         done := done || o.place;
         lines := lines || m.line;
