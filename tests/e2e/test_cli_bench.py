@@ -74,12 +74,13 @@ def test_whatever_ends_it_the_queues_are_removed(tmp_path: Path, stop: signal.Si
             stderr=subprocess.PIPE,
             text=True,
         )
-        # The last part, which takes seconds, so that it is cut off in the midst of it.
-        wait_until(lambda: _handled(app) >= 5, "single jobs were handled", 60.0)
+        # In the midst of the last part, which a frozen worker keeps from ending.
+        worker = wait_until(lambda: _worker(process.pid, "-alone"), "single jobs are handled", 60.0)
+        os.kill(worker, signal.SIGSTOP)
         if stop is not None:
             process.send_signal(stop)
         else:
-            os.kill(_worker(process.pid), signal.SIGKILL)
+            os.kill(worker, signal.SIGKILL)
         said, complaint = process.communicate(timeout=30)
         assert process.returncode == 1
         assert "Traceback" not in complaint
@@ -88,19 +89,13 @@ def test_whatever_ends_it_the_queues_are_removed(tmp_path: Path, stop: signal.Si
         assert app.stats() == []
 
 
-def _handled(app: App) -> int:
-    """Single jobs that have been handled."""
-    queues = [item.name for item in app.stats() if item.name.endswith("-alone")]
-    if not queues:
-        return 0
-    found = app.thread.call(lambda broker: broker.jobs.search(subscription=queues[0]))
-    return sum(record.state == "succeeded" for record in found)
-
-
-def _worker(parent: int) -> int:
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    (child,) = (pid for pid, its_parent in map(str.split, listed.splitlines()) if its_parent == str(parent))
-    return int(child)
+def _worker(parent: int, queue: str) -> int | None:
+    """The process that handles what comes to such a queue."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    for pid, its_parent, arguments in (line.split(maxsplit=2) for line in listed.splitlines()):
+        if its_parent == str(parent) and queue in arguments:
+            return int(pid)
+    return None
 
 
 @pytest.mark.parametrize(
