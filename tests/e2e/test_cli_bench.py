@@ -91,7 +91,9 @@ def test_whatever_ends_it_the_queues_are_removed(tmp_path: Path, stop: signal.Si
 
 def _worker(parent: int, queue: str) -> int | None:
     """The process that handles what comes to such a queue."""
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    ).stdout
     for pid, its_parent, arguments in (line.split(maxsplit=2) for line in listed.splitlines()):
         if its_parent == str(parent) and queue in arguments:
             return int(pid)
