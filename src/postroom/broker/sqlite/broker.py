@@ -288,7 +288,7 @@ class SQLiteBroker(Broker):
                 "SELECT id, ordered FROM subscription WHERE name = ?", (name,)
             ).fetchone()
         if row is None:
-            raise SubscriptionNotFound(f"no queue or subscription {name!r} on {self.path}")
+            raise SubscriptionNotFound(f"no queue or subscription {name!r}; declare it, or start a worker that does")
         return row[0], bool(row[1])
 
 
