@@ -294,6 +294,23 @@ class Broker(ABC):
         """``publish`` inside the open transaction of the user's own database ``connection``."""
         raise UnsupportedOperation(f"{type(self).__name__} cannot join a database transaction", "transactional_publish")
 
+    async def apublish_in(self, connection: Any, messages: Sequence[Message]) -> list[str | PostroomError]:
+        """:meth:`publish_in` for a ``connection`` that may be asynchronous; awaited on its own event loop."""
+        return self.publish_in(connection, messages)
+
+    async def plan(self) -> list[str]:
+        """What ``migrate`` would run: SQL, one text for each step; ``[]`` if there is nothing to do. Only reads.
+
+        Needs no ``connect``, which may refuse storage of another version; so does ``migrate``.
+        """
+        return []
+
+    async def migrate(self) -> None:  # noqa: B027
+        """Create or change what must be there before ``connect``: all of it, or nothing. Repeating it does nothing.
+
+        Only for storage that is shared with other programs; a broker with storage of its own sees to it itself.
+        """
+
     async def examine(self) -> list[Finding]:
         """What ``postroom doctor`` tells: each thing that could break a promise, looked at (``ok`` too).
 

@@ -55,7 +55,7 @@ class Outlet:
         if transaction is None:
             return await self._publisher.apublish(messages)
         if self._model.joins(transaction):
-            return self._publisher.publish_in(transaction, messages)
+            return await self._publisher.apublish_in(transaction, messages)
         self._check(messages)
         await outbox.awrite(transaction, messages)
         return [message.id for message in messages]

@@ -94,6 +94,11 @@ class Publisher:
         self.check(messages)
         return self._thread.call(_itself).publish_in(connection, messages)
 
+    async def apublish_in(self, connection: Any, messages: Sequence[Message]) -> Answers:
+        """``publish_in`` for a connection that may be asynchronous, on the event loop of the caller."""
+        self.check(messages)
+        return await (await self._thread.acall(_itself)).apublish_in(connection, messages)
+
     def _add(self, request: _Request) -> None:
         loop = self._thread.loop
         self._waiting.append(request)

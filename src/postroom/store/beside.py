@@ -160,6 +160,15 @@ class StoredBroker(Broker):
     def publish_in(self, connection: Any, messages: Sequence[Message]) -> list[str | PostroomError]:
         return self._broker.publish_in(connection, messages)
 
+    async def apublish_in(self, connection: Any, messages: Sequence[Message]) -> list[str | PostroomError]:
+        return await self._broker.apublish_in(connection, messages)
+
+    async def plan(self) -> list[str]:
+        return await self._broker.plan()
+
+    async def migrate(self) -> None:
+        await self._broker.migrate()
+
     async def examine(self) -> list[Finding]:
         beside = [msgspec.structs.replace(item, title=f"store: {item.title}") for item in await self._store.examine()]
         return [*await self._broker.examine(), *beside]

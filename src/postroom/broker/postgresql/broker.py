@@ -7,19 +7,22 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from postroom.broker.base import Broker, Capabilities, Subscription, SubscriptionStats, Topic
-from postroom.broker.postgresql import publish, rows, schema, topology
+from postroom.broker.postgresql import doctor, joining, publish, rows, schema, topology
 from postroom.broker.postgresql.address import parse
 from postroom.broker.postgresql.bell import Bell, Subs
 from postroom.broker.postgresql.consumer import PostgreSQLConsumer
 from postroom.broker.postgresql.jobs import PostgreSQLJobStore
 from postroom.broker.postgresql.link import Link
 from postroom.clock import Clock, SystemClock
+from postroom.doctor import Finding
 from postroom.errors import BrokerClosed, ConfigurationError, PostroomError, SubscriptionNotFound
 from postroom.message import DeadLetter, Message
+
+T = TypeVar("T")
 
 logger = logging.getLogger("postroom.broker")
 
@@ -182,6 +185,24 @@ class PostgreSQLBroker(Broker):
         self.announce([sub])
         return count
 
+    def joins(self, connection: Any) -> bool:
+        return joining.joins(connection, self.address)
+
+    def publish_in(self, connection: Any, messages: Sequence[Message]) -> list[str | PostroomError]:
+        return joining.publish_in(connection, self.address, messages, self.moment(), self.clock.now())
+
+    async def apublish_in(self, connection: Any, messages: Sequence[Message]) -> list[str | PostroomError]:
+        return await joining.apublish_in(connection, self.address, messages, self.moment(), self.clock.now())
+
+    async def plan(self) -> list[str]:
+        return await self._alone(schema.pending)
+
+    async def migrate(self) -> None:
+        await self._alone(schema.migrate)
+
+    async def examine(self) -> list[Finding]:
+        return await doctor.examine(self.link) if self.link.connected else []
+
     @property
     def jobs(self) -> PostgreSQLJobStore:
         return self._jobs
@@ -195,6 +216,15 @@ class PostgreSQLBroker(Broker):
     def forget(self, consumer: PostgreSQLConsumer) -> None:
         """The consumer is closed."""
         self._consumers.discard(consumer)
+
+    async def _alone(self, act: Callable[[Link], Awaitable[T]]) -> T:
+        """On a connection of its own: the tables need not be there yet."""
+        link = Link(self.address, connections=1)
+        await link.open()
+        try:
+            return await act(link)
+        finally:
+            await link.close()
 
     def _heard(self, subs: Subs) -> None:
         for consumer in self._consumers:

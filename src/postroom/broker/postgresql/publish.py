@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -33,13 +33,24 @@ async def publish(
     link: Link, messages: Sequence[Message], moment: float | None, told: float
 ) -> tuple[Answers, list[int]]:
     """The answers, and the subscriptions in which something may be ready now. ``told``: the time here."""
-    unfit = {place: error for place, message in enumerate(messages) if (error := unstorable(message)) is not None}
-    fit = [message for place, message in enumerate(messages) if place not in unfit]
+    fit, answered = split(messages)
     if not fit:
-        return list(unfit.values()), []
+        return answered([]), []
     ((differing, woken),) = await link.fetch(_PUBLISH, rows.batch(fit), moment, told)
-    answered = iter(read(fit, differing))
-    return [unfit.get(place) or next(answered) for place in range(len(messages))], woken or []
+    return answered(read(fit, differing)), woken or []
+
+
+def split(messages: Sequence[Message]) -> tuple[Sequence[Message], Callable[[Answers], Answers]]:
+    """Those the database can keep, and a function from their answers to those of all."""
+    unfit = {place: error for place, message in enumerate(messages) if (error := _unstorable(message)) is not None}
+    if not unfit:
+        return messages, lambda answers: answers
+
+    def answered(answers: Answers) -> Answers:
+        rest = iter(answers)
+        return [unfit.get(place) or next(rest) for place in range(len(messages))]
+
+    return [message for place, message in enumerate(messages) if place not in unfit], answered
 
 
 def read(messages: Sequence[Message], differing: str | None) -> Answers:
@@ -57,7 +68,7 @@ def read(messages: Sequence[Message], differing: str | None) -> Answers:
     return [refused.get(answer, answer) for answer in answers]
 
 
-def unstorable(message: Message) -> EncodeError | None:
+def _unstorable(message: Message) -> EncodeError | None:
     """The database's texts hold every character but one."""
     texts = (message.id, message.topic, message.name, message.key or "", message.idempotency_key or "")
     if any("\0" in text for text in texts) or any("\0" in f"{k}{v}" for k, v in message.headers.items()):

@@ -19,6 +19,12 @@ OLDEST_SERVER = 130000
 _LOCK = 0x506F5374
 """``PoSt``: the advisory lock that one process holds while it creates or migrates."""
 _VERSION = "CREATE TABLE IF NOT EXISTS version (number integer PRIMARY KEY, since timestamptz NOT NULL DEFAULT now())"
+# Looked up in the catalogue itself: by name, a session that has just waited for another may be told from its cache.
+_EXISTS = """
+SELECT EXISTS (
+    SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = 'version'
+)
+"""
 
 
 class State(NamedTuple):
@@ -41,7 +47,7 @@ async def look(link: Link) -> State:
     if server < OLDEST_SERVER:
         raise ConfigurationError(f"{link.address.shown} is PostgreSQL {server // 10000}; Postroom needs 13 or newer")
     version = 0
-    if await link.value("SELECT to_regclass($1)", f"{link.address.schema}.version") is not None:
+    if await link.value(_EXISTS, link.address.schema):
         version = int(await link.value("SELECT coalesce(max(number), 0) FROM ~.version"))
     if version > len(STEPS):
         raise ConfigurationError(
@@ -65,6 +71,11 @@ async def check(link: Link) -> None:
         )
 
 
+async def pending(link: Link) -> list[str]:
+    """What :func:`migrate` would run. Only reads."""
+    return plan(link.address, (await look(link)).version)
+
+
 def plan(address: Address, version: int) -> list[str]:
     """The steps from ``version`` to this one, each as SQL to be run in one transaction."""
     return [
@@ -82,9 +93,9 @@ async def migrate(link: Link) -> int:
     async def run(connection: Any) -> int:
         # Several processes may start at once: the version is read again once the others are out of the way.
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-        known = await connection.fetchval("SELECT to_regclass($1)", f"{link.address.schema}.version")
+        known = await connection.fetchval(_EXISTS, link.address.schema)
         sql = link.statement("SELECT coalesce(max(number), 0) FROM ~.version")
-        version = int(await connection.fetchval(sql)) if known is not None else 0
+        version = int(await connection.fetchval(sql)) if known else 0
         steps = plan(link.address, version)
         for step in steps:
             await connection.execute(step)
