@@ -20,7 +20,7 @@ _COMMANDS = {
     "replay": ("inspect", "Deliver retained events once more to a subscription."),
     "outbox": ("outbox", "Send what was enqueued in transactions of other databases."),
     "inbox": ("inbox", "Create, purge or show the marks of ctx.once."),
-    "migrate": ("migrate", "Create or change the tables in a database shared with other programs."),
+    "migrate": ("migrate", "Show or run the SQL for the tables of the broker."),
     "doctor": ("doctor", "Look for what could break a promise."),
     "bench": ("bench", "Measure the speed on this machine."),
     "torture": ("torture", "Kill, freeze and cut, then see whether the promises held."),
