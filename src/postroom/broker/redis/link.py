@@ -39,7 +39,7 @@ TIMEOUT = 5.0
 """Seconds without an answer after which the connection counts as lost. Well above ``BLOCK``."""
 _CONNECTIONS = 32
 """Commands under way at once; more wait for their turn."""
-_NEEDS_ROOM = ("publish", "declare", "replay")
+_NEEDS_ROOM = ("admit", "declare", "publish", "replay")
 _CANNOT_WRITE = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "UNBLOCKED", "TRYAGAIN", "MOVED", "ASK", "BUSY ")
 
 
@@ -57,9 +57,9 @@ class Script(NamedTuple):
 
 
 @cache
-def script(name: str) -> Script:
-    """A script with what all have in common."""
-    folder = files("postroom.broker.redis") / "scripts"
+def script(package: str, name: str) -> Script:
+    """A script with what all of its package have in common."""
+    folder = files(package) / "scripts"
     common, own = ((folder / f"{part}.lua").read_text("utf-8") for part in ("common", name))
     # Consuming goes on when memory is full, for it is what makes room; only producers are refused.
     flags = "" if name in _NEEDS_ROOM else " flags=allow-oom"
@@ -77,9 +77,16 @@ async def end(task: asyncio.Task[None]) -> None:
 class Link:
     """Opened by ``open``, not by the constructor."""
 
-    def __init__(self, address: Address, clock: Clock | None) -> None:
-        """``clock``: whose time the scripts use; ``None``: the server's."""
+    def __init__(
+        self, address: Address, clock: Clock | None, *, package: str = "postroom.broker.redis", area: str = ""
+    ) -> None:
+        """``clock``: whose time the scripts use; ``None``: the server's. ``package``: where they are.
+
+        ``area``: how the keys begin behind the namespace.
+        """
         self.address = address
+        self._package = package
+        self._root = address.root + area
         self._clock = clock
         self._client: Any = None
         self._under_way = 0
@@ -163,11 +170,11 @@ class Link:
                 self._idle.set()
 
     def key(self, *parts: str) -> str:
-        return self.address.root + ":".join(parts)
+        return self._root + ":".join(parts)
 
     async def run(self, name: str, *arguments: Any, version: str = "") -> Any:
         """Run a script. ``version``: of the topology its arguments were made for. Raises ``Stale`` and ``Gone``."""
-        wanted = script(name)
+        wanted = script(self._package, name)
         now = "" if self._clock is None else repr(self._clock.now())
         given = (1, self.key("topology"), now, version, *arguments)
         with self.using() as client:
