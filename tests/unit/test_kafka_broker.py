@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from confluent_kafka import AcknowledgeType, IllegalStateException, ShareConsumer
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from services.base import Server
 
@@ -336,3 +337,35 @@ def test_a_loop_that_ends_without_closing_leaves_the_group(
         play(scenario)
     assert time.monotonic() - begin < 5.0, "the group waited for its session"
     assert caplog.records == []
+
+
+def test_why_share_groups_are_refused(server: Server, url: str) -> None:
+    """The reasons of docs/brokers/kafka.md. If this fails, the client has learnt something: think again."""
+    assert {name for name in dir(AcknowledgeType) if name.isupper()} == {"ACCEPT", "RELEASE", "REJECT"}
+    client = {"bootstrap.servers": server.url.removeprefix("kafka://"), "log_level": 0}
+    group = url.partition("namespace=")[2].partition("&")[0]
+    earliest = ConfigEntry("share.auto.offset.reset", "earliest", incremental_operation=AlterConfigOpType.SET)
+    admin = AdminClient(client)
+    (change,) = admin.incremental_alter_configs(
+        [ConfigResource(ResourceType.GROUP, group, incremental_configs=[earliest])]
+    ).values()
+    change.result()
+
+    async def publish() -> None:
+        broker = await another(url)
+        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+        await broker.publish(messages(2, key="k"))
+        await broker.close()
+
+    asyncio.run(publish())
+    consumer = ShareConsumer(client | {"group.id": group, "share.acknowledgement.mode": "explicit"})
+    consumer.subscribe([f"{group}.q"])
+    try:
+        one, other = wait_until(lambda: list(consumer.poll(0.5)), "two messages", timeout=30)
+        consumer.acknowledge(one)
+        consumer.commit_sync()
+        with pytest.raises(IllegalStateException, match="1 records from previous poll"):
+            consumer.poll(0.5)
+        consumer.acknowledge(other)
+    finally:
+        consumer.close()

@@ -154,6 +154,7 @@ def test_a_url_says_where_and_how() -> None:
         ("kafka://h?session=0.1", "session"),
         ("kafka://h?namespace=a-b", "namespace"),
         ("kafka://h?security=tls", "security='tls'"),
+        ("kafka://h?share=1", "share groups"),
         ("kafka://h?security=sasl_ssl", "user:password"),
         ("kafka://ann:secret@h?security=ssl", "sasl_ssl"),
         ("kafka://h/path", "no path"),

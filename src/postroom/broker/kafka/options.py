@@ -86,6 +86,11 @@ def parse(url: str) -> Options:
         handover=_number(query, "handover", 3.0, 0),
         timeout=_number(query, "timeout", 10.0, 1),
     )
+    if "share" in query:
+        raise ConfigurationError(
+            "Kafka URL: share=: share groups cannot keep a job that takes longer than their lock, nor work on beside a "
+            "slow one (docs/brokers/kafka.md#share-groups); leave it out, and use ?partitions= for more processes"
+        )
     for unknown in query:
         known = [*_PATHS, "mechanism", "security", *Options.__struct_fields__[1:], "namespace"]
         near = get_close_matches(unknown, known, 1)
