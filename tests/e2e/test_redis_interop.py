@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from redis import Redis
 from services.base import Server
-from services.redis import RedisServer
 from tests.conftest import wait_until, working
 from tests.servers import private
 
 from postroom import INJECTED, App, Context
-from postroom.broker.base import Broker, Dead, Subscription, Topic
-from postroom.broker.redis import RedisBroker
-from postroom.message import Failure, Message
+from postroom.broker.base import Broker, Subscription, Topic
+from postroom.message import Message
 
 
 @pytest.fixture(scope="module")
@@ -153,43 +149,3 @@ def test_names_of_keys_do_not_meet(client: Redis, app: App) -> None:
 
     app.connect()
     assert app.thread.call(keys) == ["a", "a%3Amessage", "a:message"]
-
-
-def test_a_cluster(tmp_path: Path) -> None:
-    """All scripts touch one slot only: the life of a message on a server that is a cluster."""
-
-    async def live(url: str) -> None:
-        broker = RedisBroker(url)
-        await broker.connect()
-        await broker.declare(
-            [Topic(name="q", queue=True), Topic(name="t", retention=60)],
-            [Subscription(name="q", pattern="q", ordered=True), Subscription(name="s", pattern="t", start="earliest")],
-        )
-        answers = await broker.publish(
-            [Message(id=f"{n}", topic="q", name="n", body=b"1", key="k", idempotency_key=f"{n}") for n in range(2)]
-            + [Message(id="event", topic="t", name="n", body=b"1")]
-        )
-        assert answers == ["0", "1", "event"]
-        consumer = await broker.consume("q")
-        failure = Failure(attempt=1, reason="error")
-        for expected in ("0", "1"):
-            (delivery,) = await consumer.receive(5, 5.0)
-            consumer.started([delivery])
-            assert await consumer.extend([delivery]) == []
-            assert delivery.message.id == expected
-            assert await consumer.settle([(delivery, Dead(failure))]) == [None]
-        assert await broker.redrive("q", ["0"]) == ["0"]
-        assert [letter.message.id for letter in await broker.dead_letters("q")] == ["1"]
-        assert await broker.replay("s") == 0
-        assert (await broker.jobs.cancel("event"), await broker.purge("q")) == ("cancelled", 1)
-        assert {finding.title: finding.level for finding in await broker.examine()}["role"] == "ok"
-        await broker.close()
-
-    server = RedisServer(tmp_path / "redis", options=("--cluster-enabled", "yes"))
-    server.start()
-    try:
-        redis_cli(server, "CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-        wait_until(lambda: "cluster_state:ok" in redis_cli(server, "CLUSTER", "INFO"), "the cluster is up", timeout=20)
-        asyncio.run(live(f"{server.url}?cluster=yes"))
-    finally:
-        server.stop()
