@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import pika
@@ -14,7 +15,7 @@ from services.base import Server
 from tests.conftest import wait_until, working
 from tests.servers import private
 
-from postroom import INJECTED, App, Context
+from postroom import INJECTED, App, Context, RetryPolicy
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +139,46 @@ def test_others_read_what_we_publish(app: App, channel: BlockingChannel, namespa
 def _get(channel: BlockingChannel, queue: str) -> tuple[object, pika.BasicProperties, bytes] | None:
     found = channel.basic_get(queue, auto_ack=True)
     return None if found[0] is None else found
+
+
+_LATIN = "Zürich".encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"message_id": _LATIN},
+        {"message_id": _LATIN, "reply_to": "x"},
+        {"message_id": _LATIN, "headers": {_LATIN: 1, "text": _LATIN}},
+        {"headers": {"cloudEvents_id": _LATIN, "cloudEvents_source": _LATIN}},
+        {"headers": {"large": "x" * 110_000}},
+        {"headers": {"postroom": "{", "postroom-failures": "x", "x-delivery-count": "many"}},
+        {"timestamp": 1_795_536_000_000, "headers": {"at": datetime(9000, 1, 1, tzinfo=UTC)}},
+    ],
+    ids=["id", "by pika", "headers", "attributes", "large", "ours", "times"],
+)
+def test_foreign_properties_harm_nobody(
+    app: App, channel: BlockingChannel, namespace: str, properties: dict[str, object]
+) -> None:
+    """C10: text in another encoding, or more than we can store again: neighbours run, and it becomes a dead letter."""
+
+    @app.task(queue="mail", retry=RetryPolicy(max_attempts=1))
+    def send(to: str) -> None:
+        if to == "nobody":
+            raise ValueError(to)
+
+    app.connect()
+    with working(app):
+        for kind in (send.name, _LATIN):
+            foreign = pika.BasicProperties(**{"type": kind, **properties})
+            channel.basic_publish("", f"{namespace}.mail", b'{"to": "nobody"}', foreign)
+            job = send.enqueue("ann")
+        wait_until(lambda: app.stats()[0].ready == 0, f"{job.id} ran")
+        # What is too large is dead at once, whatever it is called.
+        count = 2 if "large" in str(properties) else 1
+        letters = wait_until(lambda: len(found := app.dead_letters("mail").list()) == count and found, "it is dead")
+        assert {letter.message.body for letter in letters} == {b'{"to": "nobody"}'}
+        reason = "undecodable" if count == 2 else "error"
+        assert [letter.failures[-1].reason for letter in letters] == [reason] * count
+        ids = {letter.message.id for letter in letters}
+        assert app.dead_letters("mail").discard(sorted(ids)) == len(ids)

@@ -73,6 +73,16 @@ class Stage:
     def counts(self, event: str) -> Counter[str]:
         return Counter(record["id"] for record in self.records() if record["event"] == event)
 
+    def holders(self, workers: set[int]) -> dict[str, list[int]]:
+        """In which of these worker processes each job was started, one after the other."""
+        found: dict[str, list[int]] = {}
+        for record in self.records():
+            if record["event"] == "start":
+                # A suspect runs in a child, which dies with its worker.
+                worker = record["parent"] if record["parent"] in workers else record["pid"]
+                found.setdefault(record["id"], []).append(worker)
+        return found
+
     def wait_for(self, event: str, job_id: str, times: int = 1, timeout: float = 20.0) -> list[dict[str, Any]]:
         """The records of that event for that job, once there are so many."""
         deadline = time.monotonic() + timeout

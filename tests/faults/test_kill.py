@@ -65,13 +65,7 @@ def test_killing_a_worker_every_second_loses_nothing(faults: Stage, tasks: Modul
     ends, starts = faults.counts("end"), faults.counts("start")
     assert set(ends) == set(ids)
     assert states(tasks.app, ids) == {JobState.SUCCEEDED: 10_000}
-    holders: dict[str, list[int]] = {}
-    for record in faults.records():
-        if record["event"] == "start":
-            # A suspect runs in a child, which dies with its worker.
-            worker = record["parent"] if record["parent"] in pids else record["pid"]
-            holders.setdefault(record["id"], []).append(worker)
-    unexplained = [job_id for job_id, ran_in in holders.items() if not set(ran_in[:-1]) <= killed]
+    unexplained = [job_id for job_id, ran_in in faults.holders(pids).items() if not set(ran_in[:-1]) <= killed]
     assert not unexplained
     # Per death: what ran, what had ended but was not settled yet, and its suspect in a child.
     assert sum(starts.values()) - len(ids) <= (2 * 20 + 1) * len(killed)

@@ -14,10 +14,10 @@ from pika import BasicProperties, frame, spec
 
 from postroom.broker.amqp import ladder, wire
 from postroom.broker.amqp.address import parse
+from postroom.broker.amqp.copies import Copy
 from postroom.broker.amqp.frames import Connection, Properties, _Taker
 from postroom.broker.amqp.ladder import LEVELS, LONGEST, UNIT, way
 from postroom.broker.amqp.link import translated
-from postroom.broker.amqp.wire import Copy
 from postroom.errors import ConfigurationError, EncodeError, MessageTooLarge
 from postroom.message import Failure, Message
 

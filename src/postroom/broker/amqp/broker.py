@@ -12,12 +12,12 @@ from postroom.broker.amqp import doctor, history, ladder, topology, wire
 from postroom.broker.amqp.address import parse
 from postroom.broker.amqp.confirms import Answer, Post, Publisher
 from postroom.broker.amqp.consumer import AMQPConsumer
+from postroom.broker.amqp.copies import Copy
 from postroom.broker.amqp.letters import Letters
 from postroom.broker.amqp.link import NOT_FOUND, Link, Refused
 from postroom.broker.amqp.office import Office, gone
 from postroom.broker.amqp.ordered import OrderedConsumer
 from postroom.broker.amqp.topology import Directory
-from postroom.broker.amqp.wire import Copy
 from postroom.broker.base import Broker, Capabilities, Consumer, Subscription, SubscriptionStats, Topic
 from postroom.broker.demands import check_topology
 from postroom.broker.routing import matches

@@ -9,11 +9,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from postroom.broker.amqp import outcomes, wire
+from postroom.broker.amqp.copies import Copy
 from postroom.broker.amqp.held import Held, ack
 from postroom.broker.amqp.office import Office
 from postroom.broker.amqp.shelf import Shelf
 from postroom.broker.amqp.subscriber import Subscriber
-from postroom.broker.amqp.wire import Copy
 from postroom.broker.base import Consumer, Delivery, Outcome
 from postroom.errors import (
     AlreadySettled,
@@ -222,14 +222,24 @@ class AMQPConsumer(Consumer):
         held = Held(copy, source, tag, self._loop.time())
         if copy.message.expires_at is not None and copy.message.expires_at <= now:
             ack([held])
-        elif copy.nameless:
-            # Whatever becomes of it, it must be known by one id: it is stored again with one.
-            self._give_back([(held, wire.named(copy, new_id()).released(), 0.0)])
+        elif self._sets_aside(held):
+            pass
         elif copy.due is not None and copy.due > now:
             self._give_back([(held, copy.released(copy.due), copy.due - now)])
         else:
             (self._suspects if copy.is_suspect else self._buffer).append(held)
             self._wake.set()
+
+    def _sets_aside(self, held: Held) -> bool:
+        """Another client's message that cannot be handed out as it came."""
+        if held.copy.oversized:
+            held.source.bury(held.tag)
+        elif held.copy.nameless:
+            # Whatever becomes of it, it must be known by one id: it is stored again with one.
+            self._give_back([(held, wire.named(held.copy, new_id()).released(), 0.0)])
+        else:
+            return False
+        return True
 
     def _take(self, count: int) -> list[Delivery]:
         taken: list[Held] = []

@@ -7,13 +7,16 @@ them go directly to who wants them; all others go pika's way. AMQP 0-9-1, 2.3.5 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from struct import Struct
+from struct import Struct, error
 from typing import Any
 
 import pika  # type: ignore[import-untyped]
-from pika import frame
+from pika import exceptions, frame
 from pika.adapters.asyncio_connection import AsyncioConnection  # type: ignore[import-untyped]
+
+logger = logging.getLogger("postroom.broker.amqp")
 
 _FRAME = Struct(">BHI")
 _LONG = Struct(">Q")
@@ -86,12 +89,11 @@ class Properties:
     def __init__(self, data: bytes) -> None:
         (flags,) = _FLAGS.unpack_from(data)
         if flags & _UNUSUAL or not self._read(data, flags):
-            others = pika.BasicProperties()
-            others.decode(data)
+            others = _read_by_pika(data)
             self.headers: dict[str, Any] | None = others.headers
-            self.message_id: str | None = others.message_id
+            self.message_id: str | bytes | None = others.message_id
             self.timestamp: int | None = others.timestamp
-            self.type: str | None = others.type
+            self.type: str | bytes | None = others.type
 
     def _read(self, data: bytes, flags: int) -> bool:
         """False: there is something in it that is left to pika."""
@@ -108,14 +110,30 @@ class Properties:
         if flags & _MODE:
             at += 1
         if flags & _ID:
-            self.message_id = data[at + 1 : at + 1 + data[at]].decode()
+            self.message_id = text_of(data[at + 1 : at + 1 + data[at]])
             at += 1 + data[at]
         if flags & _TIMESTAMP:
             (self.timestamp,) = _LONG.unpack_from(data, at)
             at += 8
         if flags & _TYPE:
-            self.type = data[at + 1 : at + 1 + data[at]].decode()
+            self.type = text_of(data[at + 1 : at + 1 + data[at]])
         return True
+
+
+def _read_by_pika(data: bytes) -> Any:
+    properties = pika.BasicProperties()
+    try:
+        properties.decode(data)
+    except (exceptions.AMQPError, OSError, OverflowError, ValueError, error) as failure:
+        # A time of the year 70,000, say. The connection must not break, for here as with whoever gets it next.
+        logger.warning("properties of a message cannot be read, only its body: %r", failure)
+        return pika.BasicProperties()
+    return properties
+
+
+def text_of(data: bytes | str) -> str:
+    """Every client may write what it likes: what is no UTF-8 is told as ``\\xfc``."""
+    return data if isinstance(data, str) else data.decode(errors="backslashreplace")
 
 
 def _table(data: bytes, at: int, end: int) -> dict[str, Any] | None:
@@ -123,7 +141,7 @@ def _table(data: bytes, at: int, end: int) -> dict[str, Any] | None:
     table: dict[str, Any] = {}
     while at < end:
         stop = at + 1 + data[at]
-        name = data[at + 1 : stop].decode()
+        name = text_of(data[at + 1 : stop])
         kind = data[stop]
         at = stop + 1
         if kind == 0x53:  # S: a text
@@ -188,4 +206,4 @@ def _deliver(buffer: bytes, at: int) -> tuple[str, int, str, str]:
     at = stop + 9  # With the flag that it is a redelivery; what we need of that is in the headers.
     stop = at + 1 + buffer[at]
     exchange = buffer[at + 1 : stop].decode()
-    return consumer, tag, exchange, buffer[stop + 1 : stop + 1 + buffer[stop]].decode()
+    return consumer, tag, exchange, text_of(buffer[stop + 1 : stop + 1 + buffer[stop]])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from postroom.broker.amqp.copies import Copy
 from postroom.broker.amqp.subscriber import Subscriber
-from postroom.broker.amqp.wire import Copy
 
 
 class Held:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -12,9 +13,11 @@ from pika import BasicProperties  # type: ignore[import-untyped]
 
 from postroom.broker.amqp import wire
 from postroom.broker.amqp.confirms import Post, Publisher
+from postroom.broker.amqp.copies import Copy
 from postroom.broker.amqp.link import Link
-from postroom.broker.amqp.wire import Copy
 from postroom.errors import BrokerUnavailable
+
+logger = logging.getLogger("postroom.broker.amqp")
 
 _END = "postroom-end"
 _WINDOW = 500
@@ -54,7 +57,9 @@ async def read(link: Link, publisher: Publisher, stream: str, topic: str, since:
             if properties.message_id == mark:
                 return
             copy = wire.read(properties, body, lambda: topic)
-            if properties.type != _END and copy.message.created_at >= since:
+            if copy.oversized:
+                logger.warning("%s: message %s cannot be repeated: its headers are too large", topic, copy.message.id)
+            elif properties.type != _END and copy.message.created_at >= since:
                 yield copy
     except TimeoutError as error:
         raise BrokerUnavailable(f"{stream!r} was silent for {_SILENCE:.0f} s before its end") from error

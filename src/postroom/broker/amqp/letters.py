@@ -13,8 +13,8 @@ from pika import BasicProperties  # type: ignore[import-untyped]
 from postroom.broker.amqp import wire
 from postroom.broker.amqp.address import Address
 from postroom.broker.amqp.confirms import Post, Publisher
+from postroom.broker.amqp.copies import Copy
 from postroom.broker.amqp.link import Link, Refused
-from postroom.broker.amqp.wire import Copy
 from postroom.clock import Clock
 from postroom.errors import BrokerUnavailable
 from postroom.message import DeadLetter
@@ -58,6 +58,8 @@ class Letters:
         queue, now = self._address.queue(subscription), self._clock.now()
 
         async def move(copy: Copy) -> bool:
+            if copy.oversized:
+                return False
             post = Post("", queue, wire.properties_of(copy.revived(now)), copy.message.body)
             (answer,) = await self._publisher.send([post])
             return answer == "stored"

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from postroom.broker.amqp import ladder, topology, wire
 from postroom.broker.amqp.address import Address
 from postroom.broker.amqp.confirms import Answer, Post, Publisher
+from postroom.broker.amqp.copies import Copy
 from postroom.broker.amqp.frames import Arrived
 from postroom.broker.amqp.link import NOT_FOUND, Link, Refused
 from postroom.broker.amqp.register import Register
 from postroom.broker.amqp.subscriber import Subscriber
-from postroom.broker.amqp.wire import Copy
 from postroom.clock import Clock
 from postroom.errors import ConfigurationError, PostroomError, SubscriptionNotFound
 

@@ -16,13 +16,13 @@ import msgspec
 
 from postroom.broker.amqp import outcomes, wire
 from postroom.broker.amqp.consumer import AMQPConsumer
+from postroom.broker.amqp.copies import Copy
 from postroom.broker.amqp.held import Held, ack
 from postroom.broker.amqp.office import Office
 from postroom.broker.amqp.subscriber import Subscriber
-from postroom.broker.amqp.wire import Copy
 from postroom.broker.base import Dead, Delivery, Release, Retry
 from postroom.errors import BrokerUnavailable, SettlementError
-from postroom.message import Failure, new_id
+from postroom.message import Failure
 
 WINDOW = 1000
 """Messages looked at in advance: keys that wait hold up the others once they fill it."""
@@ -118,9 +118,9 @@ class OrderedConsumer(AMQPConsumer):
         copy = wire.read(properties, body, lambda: self._office.topic_of(exchange, routing_key))
         # How often the server has handed it over tells nothing here: all of the window goes from holder to holder.
         held = Held(msgspec.structs.replace(copy, deaths=0), self._source, tag, self._loop.time())
-        if copy.nameless:
-            self._give_back([(held, wire.named(copy, new_id()).released(), 0.0)])
-        elif self._is_loaded:
+        if self._sets_aside(held):
+            return
+        if self._is_loaded:
             self._admit(held)
         else:
             self._early.append(held)

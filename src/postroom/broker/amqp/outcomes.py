@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from postroom.broker.amqp import ladder
 from postroom.broker.amqp.confirms import Answer
+from postroom.broker.amqp.copies import Copy
 from postroom.broker.amqp.held import Held, ack
 from postroom.broker.amqp.office import Office
-from postroom.broker.amqp.wire import Copy
 from postroom.broker.base import Ack, Cancel, Dead, Outcome, Release, Retry
 from postroom.errors import BrokerUnavailable, LeaseLost, SettlementError
 

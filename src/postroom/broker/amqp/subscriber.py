@@ -130,10 +130,17 @@ class Subscriber:
 
     def give_up(self, tag: int) -> None:
         """Give back as if this process had died with it."""
+        self.has_given_up = True
+        self._reject(tag, requeue=self._requeues)
+
+    def bury(self, tag: int) -> None:
+        """Let the server dead-letter it, as it is."""
+        self._reject(tag, requeue=False)
+
+    def _reject(self, tag: int, *, requeue: bool) -> None:
         self._free(tag)
         self._stirred_at = self._loop.time()
-        self.has_given_up = True
-        self._channel.raw.basic_nack(tag, requeue=self._requeues)
+        self._channel.raw.basic_nack(tag, requeue=requeue)
 
     async def barrier(self) -> None:
         """Return once the server has dealt with what was sent before. Raises ``BrokerUnavailable``.

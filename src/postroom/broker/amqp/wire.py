@@ -1,4 +1,4 @@
-"""A message as AMQP carries it, and what has become of one copy of it.
+"""A message as AMQP carries it.
 
 The body stays what it is. ``message_id`` and ``type`` are the id and the name, headers stand under their own names
 (a headers exchange filters by them), and the CloudEvents attributes are what other clients read and write. The header
@@ -8,7 +8,6 @@ The body stays what it is. ``message_id`` and ``type`` are the id and the name, 
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from hashlib import sha256
@@ -18,19 +17,20 @@ import msgspec
 from pika import BasicProperties  # type: ignore[import-untyped]
 
 from postroom.broker.amqp.address import SHELF
+from postroom.broker.amqp.copies import Copy
+from postroom.broker.amqp.frames import text_of
 from postroom.errors import EncodeError, MessageTooLarge
-from postroom.message import NO_HEADERS, DeadLetter, Failure, Message
+from postroom.message import NO_HEADERS, Failure, Message
 
 MAX_BODY = 16 * 1024 * 1024
 """Bytes; what a server takes unless told otherwise (rabbitmq.com/docs/configure, ``max_message_size``, since 4.0)."""
 MAX_HEADERS = 96 * 1024
 """Bytes of a message's own headers: with the history they must fit into one frame of 128 KiB (``frame_max``)."""
-MAX_HISTORY = 24 * 1024
-"""Bytes of the history, packed. Above it the oldest tracebacks are cut first."""
 MAX_SHORT = 255
 """Bytes of what AMQP calls a short string: properties, names of headers, routing keys."""
 
-_PLAIN_HISTORY = 4096
+_LAST_DAY = 253_402_300_800
+"""Unix time at which the year 9999 ends, the last one that Python knows."""
 _PERSISTENT = 2
 _OURS = ("postroom", "postroom-failures")
 _USUAL = (
@@ -67,81 +67,8 @@ class Envelope(msgspec.Struct, omit_defaults=True, kw_only=True):
     dead_at: float | None = None
 
 
-class Copy(msgspec.Struct, kw_only=True):
-    """A message in one subscription, with its fate. ``deaths``: how often its holder died, as the server counts."""
-
-    message: Message
-    counted: int = 0
-    suspect: bool = False
-    due: float | None = None
-    replayed: bool = False
-    redriven: int = 0
-    dead_at: float | None = None
-    deaths: int = 0
-    packed: str | bytes = ""
-    """Its failures, unpacked only when they are needed."""
-    nameless: bool = False
-    """Another client's message without an id: it must be given one before it is handed out."""
-
-    @property
-    def attempt(self) -> int:
-        return 1 + self.counted + self.deaths
-
-    @property
-    def is_suspect(self) -> bool:
-        return self.suspect or self.deaths > 0
-
-    def failures(self) -> tuple[Failure, ...]:
-        """All there were, with one for every death that only the server has counted."""
-        deaths = range(self.counted + 1, self.attempt)
-        note = "its worker died or lost the connection"
-        return _unpacked(self.packed) + tuple(
-            Failure(attempt=attempt, reason="worker_lost", message=note) for attempt in deaths
-        )
-
-    def released(self, due: float | None = None) -> Copy:
-        """To be delivered again, uncounted."""
-        return self._next(counted=self.attempt - 1, failures=self.failures(), suspect=self.is_suspect, due=due)
-
-    def failed(self, failure: Failure, *, suspect: bool, due: float | None = None) -> Copy:
-        return self._next(counted=self.attempt, failures=(*self.failures(), failure), suspect=suspect, due=due)
-
-    def buried(self, failure: Failure, now: float) -> Copy:
-        copy = self._next(counted=self.attempt, failures=(*self.failures(), failure), suspect=False, due=None)
-        return msgspec.structs.replace(copy, dead_at=now)
-
-    def revived(self, now: float) -> Copy:
-        """A dead letter to be handled once more; whoever redrives wants that, so it no longer expires."""
-        expires_at = self.message.expires_at
-        message = self.message
-        if expires_at is not None and expires_at <= now:
-            message = msgspec.structs.replace(message, expires_at=None)
-        return Copy(message=message, redriven=self.redriven + 1, packed=_packed(self.failures()))
-
-    def letter(self, subscription: str) -> DeadLetter:
-        return DeadLetter(
-            message=self.message,
-            subscription=subscription,
-            failures=self.failures(),
-            dead_at=self.dead_at or 0.0,
-            redriven=self.redriven,
-        )
-
-    def _next(self, *, counted: int, failures: tuple[Failure, ...], suspect: bool, due: float | None) -> Copy:
-        return Copy(
-            message=self.message,
-            counted=counted,
-            suspect=suspect,
-            due=due,
-            replayed=self.replayed,
-            redriven=self.redriven,
-            packed=_packed(failures),
-        )
-
-
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Envelope).decode
-_decode_failures = msgspec.json.Decoder(tuple[Failure, ...]).decode
 
 
 def properties_of(copy: Copy) -> Any:
@@ -189,11 +116,9 @@ def _headers(message: Message, envelope: Envelope) -> tuple[dict[str, Any], str 
     if len(message.id.encode()) > MAX_SHORT:
         envelope.id = message.id
     headers: dict[str, Any] = {}
-    # The name and the id are there twice.
-    size = 2 * (len(message.name) + len(message.id))
     for name, value in message.headers.items():
-        size += len(name.encode()) + len(value.encode()) + 6
         (headers if can_be_shown(name) else envelope.headers)[name] = value
+    size = _size(message)
     if size > MAX_HEADERS:
         raise MessageTooLarge(
             f"message {message.id} has {size:,} bytes of headers; {MAX_HEADERS:,} fit into a frame of RabbitMQ; "
@@ -204,6 +129,13 @@ def _headers(message: Message, envelope: Envelope) -> tuple[dict[str, Any], str 
     headers["cloudEvents_source"] = message.topic
     headers["cloudEvents_type"] = message.name
     return headers, kind
+
+
+def _size(message: Message) -> int:
+    """Bytes of its headers."""
+    headers = sum(len(name.encode()) + len(value.encode()) + 6 for name, value in message.headers.items())
+    # The name and the id are there twice.
+    return 2 * (len(message.name) + len(message.id)) + headers
 
 
 def can_be_shown(name: str) -> bool:
@@ -228,13 +160,13 @@ def read(properties: Any, body: bytes, topic: Callable[[], str]) -> Copy:
 def _ours(properties: Any, headers: dict[str, Any], body: bytes, envelope: Envelope) -> Copy:
     # As a rule there is nothing but what we have put there ourselves.
     is_plain = headers.keys() <= _USUAL
-    shown = {} if is_plain else {name: value for name, value in headers.items() if not _is_reserved(name)}
+    shown = {} if is_plain else _shown(headers)
     if envelope.headers:
         shown |= envelope.headers
     message = Message(
-        id=properties.message_id or envelope.id or "",
+        id=text_of(properties.message_id or envelope.id or ""),
         topic=envelope.topic,
-        name=str(properties.type or envelope.name or ""),
+        name=text_of(properties.type or envelope.name or ""),
         body=body,
         headers=shown or NO_HEADERS,
         key=envelope.key,
@@ -260,22 +192,34 @@ def _ours(properties: Any, headers: dict[str, Any], body: bytes, envelope: Envel
 
 
 def _foreign(properties: Any, headers: dict[str, Any], body: bytes, topic: str) -> Copy:
+    headers = {text_of(name): value for name, value in headers.items()}
     events = {
         name[12:]: _text(value) for name, value in headers.items() if name[:12] in ("cloudEvents_", "cloudEvents:")
     }
-    message_id = properties.message_id or events.get("id")
+    message_id = text_of(properties.message_id or events.get("id") or "")
     created_at = float(properties.timestamp or 0) or _seconds(events.get("time"))
     message = Message(
         # Only looked at, in a queue of dead letters, without ever having been handed out.
         id=message_id or sha256(body).hexdigest()[:32],
         topic=topic,
-        name=events.get("type") or properties.type or topic,
+        name=text_of(events.get("type") or properties.type or topic),
         body=body,
-        headers={name: _text(value) for name, value in headers.items() if not _is_reserved(name)} or NO_HEADERS,
+        headers=_shown(headers) or NO_HEADERS,
         key=events.get("partitionkey"),
-        created_at=created_at or time.time(),
+        # Some count milliseconds.
+        created_at=created_at if 0 < created_at < _LAST_DAY else time.time(),
     )
-    return Copy(message=message, deaths=_deaths(headers), nameless=not message_id)
+    return Copy(
+        message=message,
+        deaths=_deaths(headers),
+        nameless=not message_id,
+        oversized=_size(message) > MAX_HEADERS,
+    )
+
+
+def _shown(headers: Mapping[Any, Any]) -> dict[str, str]:
+    named = ((text_of(name), value) for name, value in headers.items())
+    return {name: _text(value) for name, value in named if not _is_reserved(name)}
 
 
 def named(copy: Copy, message_id: str) -> Copy:
@@ -292,8 +236,12 @@ def read_dead(properties: Any, body: bytes, topic: Callable[[], str]) -> Copy:
     reason, died_at = _death(properties.headers or {})
     told = Failure(
         attempt=copy.attempt,
-        reason="worker_lost",
-        message=f"RabbitMQ dead-lettered it: {reason}",
+        reason="undecodable" if copy.oversized else "worker_lost",
+        message=(
+            f"its headers have {_size(copy.message):,} bytes; Postroom can keep {MAX_HEADERS:,}"
+            if copy.oversized
+            else f"RabbitMQ dead-lettered it: {reason}"
+        ),
         failed_at=died_at or copy.message.created_at,
     )
     return copy.buried(told, told.failed_at)
@@ -317,7 +265,8 @@ def _deaths(headers: Mapping[str, Any]) -> int:
     RabbitMQ 4.3 counts every return in ``x-acquired-count`` and only failures in ``x-delivery-count``; older servers
     have only the latter, and count every return there (rabbitmq.com/docs/quorum-queues, "Poison message handling").
     """
-    counted = int(headers.get("x-acquired-count") or headers.get("x-delivery-count") or 0)
+    told = headers.get("x-acquired-count") or headers.get("x-delivery-count")
+    counted = told if isinstance(told, int) else 0
     # From a shelf it comes only if the holder who had put it there is no more.
     return counted + 1 if "x-death" in headers and SHELF in str(_last_queue(headers)) else counted
 
@@ -325,31 +274,6 @@ def _deaths(headers: Mapping[str, Any]) -> int:
 def _last_queue(headers: Mapping[str, Any]) -> Any:
     deaths = headers["x-death"]
     return deaths[0].get("queue") if isinstance(deaths, list) and deaths and isinstance(deaths[0], Mapping) else None
-
-
-def _packed(failures: tuple[Failure, ...]) -> str | bytes:
-    plain = _encode(failures) if failures else b""
-    if len(plain) <= _PLAIN_HISTORY:
-        return plain.decode()
-    packed = zlib.compress(plain, 1)
-    for field in ("traceback", "message"):
-        for number in range(len(failures)):
-            if len(packed) <= MAX_HISTORY:
-                return packed
-            cut = msgspec.structs.replace(failures[number], **{field: ""})
-            failures = (*failures[:number], cut, *failures[number + 1 :])
-            packed = zlib.compress(_encode(failures), 1)
-    return packed
-
-
-def _unpacked(packed: str | bytes) -> tuple[Failure, ...]:
-    if not packed:
-        return ()
-    try:
-        return _decode_failures(zlib.decompress(packed) if isinstance(packed, bytes) else packed)
-    except (zlib.error, msgspec.DecodeError):
-        # Another client has set or damaged the header: the message is worth more than its history.
-        return ()
 
 
 def _text(value: Any) -> str:
