@@ -17,6 +17,7 @@ import pytest
 from services.rabbitmq import RabbitMQServer
 
 from postroom.broker.amqp import AMQPBroker
+from postroom.broker.amqp.consumer import AMQPConsumer
 from postroom.broker.amqp.topology import BACKSTOP
 from postroom.broker.base import Ack, Consumer, Dead, Delivery, Retry, Subscription, Topic
 from postroom.errors import BrokerUnavailable, LeaseLost, QueueFull
@@ -306,6 +307,41 @@ def test_a_connection_lives_while_nothing_happens(url: str) -> None:
         await broker.close()
 
     asyncio.run(main())
+
+
+def test_a_crowd_of_suspects_is_charged_once(server: RabbitMQServer, url: str) -> None:
+    """C7: who runs one of many suspects and dies takes a few with it, not all that wait for their turn."""
+
+    async def scenario(dying: AMQPBroker, proxy: Proxy) -> None:
+        living = AMQPBroker(url)
+        await living.connect()
+        sent = [message() for _ in range(40)]
+        await living.publish(sent)
+        holder = await dying.consume("q")
+        held: list[Delivery] = []
+        while len(held) < len(sent):
+            held += await holder.receive(40, 5.0)
+        proxy.cut()
+        with pytest.raises(BrokerUnavailable):
+            await holder.receive(40, 5.0)
+        assert len(await holder.receive(40, 5.0)) == 1
+        assert isinstance(holder, AMQPConsumer)
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if not holder._tasks:
+                break
+        proxy.cut()
+        got: dict[str, int] = {}
+        heir = await living.consume("q")
+        while len(got) < len(sent):
+            (delivery,) = await heir.receive(1, 10.0)
+            got[delivery.message.id] = delivery.attempt
+            assert await heir.settle([(delivery, Ack())]) == [None]
+        assert set(got.values()) == {2, 3}
+        assert sum(attempt == 3 for attempt in got.values()) <= 6, got
+        await living.close()
+
+    through_a_proxy(url, server.port, scenario)
 
 
 def test_an_ordered_holder_that_dies(server: RabbitMQServer, url: str) -> None:

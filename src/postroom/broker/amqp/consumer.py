@@ -34,6 +34,10 @@ _LINGER = 0.25
 """Seconds without a ``receive`` after which all that was not taken is given back."""
 _SUSPECT_WAIT = 0.3
 """Seconds a suspect waits here for its turn; then another consumer may have it."""
+_SUSPECTS = 4
+"""So many suspects wait here for their turn."""
+_SUSPECT_TIME = 0.02
+"""Seconds a suspect takes, roughly."""
 
 
 class AMQPConsumer(Consumer):
@@ -147,7 +151,7 @@ class AMQPConsumer(Consumer):
         lost = []
         for delivery in deliveries:
             held: Held = delivery.receipt
-            if held in self._leased and held.source.is_alive:
+            if (held.is_settling or held in self._leased) and held.source.is_alive:
                 held.until = until
             else:
                 lost.append(delivery)
@@ -229,6 +233,9 @@ class AMQPConsumer(Consumer):
         else:
             (self._suspects if copy.is_suspect else self._buffer).append(held)
             self._wake.set()
+            if len(self._suspects) == _SUSPECTS + 1:
+                # Many come at once, when a worker has died: look when all that was read with it is here.
+                self._loop.call_soon(self._turn_away)
 
     def _sets_aside(self, held: Held) -> bool:
         """Another client's message that cannot be handed out as it came."""
@@ -313,7 +320,7 @@ class AMQPConsumer(Consumer):
 
     def _look_after(self, source: Subscriber, now: float) -> None:
         """Give back what nobody takes."""
-        if self._receiving and source.asks_too_much and source.is_quiet:
+        if self._receiving and source.asks_too_much and source.is_full:
             source.ask_nothing()
             self._wake.set()
         elif not self._receiving and now - self._idle_since > _LINGER and source.is_quiet:
@@ -325,6 +332,16 @@ class AMQPConsumer(Consumer):
             for held in late:
                 self._suspects.remove(held)
             self._give_back([(held, held.copy.released(), _SUSPECT_WAIT) for held in late])
+
+    def _turn_away(self) -> None:
+        """Give back the suspects for whose turn it is too early, each for as long as those before it may take.
+
+        What is held here is charged if this process dies: a crowd that waits behind a killer would die with it.
+        """
+        early = [self._suspects.pop() for _ in range(len(self._suspects) - _SUSPECTS)]
+        if early:
+            waits = [_SUSPECT_WAIT + place * _SUSPECT_TIME for place in reversed(range(len(early)))]
+            self._give_back([(held, held.copy.released(), wait) for held, wait in zip(early, waits, strict=True)])
 
     def _end_leases(self, now: float) -> None:
         over = [held for held in self._leased if held.until <= now and not held.is_settling]

@@ -14,9 +14,11 @@ from postroom.broker.amqp.frames import Arrived
 from postroom.broker.amqp.link import Channel
 
 _QUIET = 0.05
-"""Seconds without anything, after which nothing is taken to be on its way."""
-_MOST_WAIT = 1.0
-_SPARE = 64
+"""Seconds without anything, after which nothing is taken to be on its way; more while the server is slow to answer."""
+_MOST_WAIT = 3.0
+_SPARE = 16
+_SETTLING = 1.0
+"""Seconds after the last growth before the windows may shrink."""
 
 
 class Subscriber:
@@ -48,6 +50,9 @@ class Subscriber:
         """Consumer tags that the server has not confirmed. RabbitMQ 3.10 crashes if one is ended before."""
         self._wanted = 0
         self._stirred_at = 0.0
+        self._asked_at = 0.0
+        self._latency = 0.0
+        """Seconds that the server's latest answers took."""
         self._next_barrier: asyncio.Task[Any] | None = None
         self._turn = asyncio.Lock()
         self.is_deleted = False
@@ -72,30 +77,35 @@ class Subscriber:
     def ask(self, wanted: int) -> None:
         """Let at least ``wanted`` messages be unsettled."""
         self._wanted = wanted
-        window = sum(self._windows.values())
+        window = sum(self._windows.values()) + sum(used for tag, used in self._used.items() if tag not in self._windows)
         if wanted <= window:
             return
-        # At least double: else there would be as many consumers as steps in which the demand grows.
-        more = max(wanted - window, window)
+        # At least a quarter: else there would be as many consumers as steps in which the demand grows.
+        more = max(wanted - window, window // 4)
         self._channel.raw.basic_qos(prefetch_count=more)
         tag = self._channel.raw.basic_consume(self._queue, self._from_pika, callback=self._on_begun)
         self._windows[tag] = more
         self._used[tag] = 0
         self._beginning.add(tag)
-        self._stirred_at = self._loop.time()
+        self._stirred_at = self._asked_at = self._loop.time()
 
     @property
     def asks_too_much(self) -> bool:
-        """Whether the windows are much larger than the demand has become."""
-        return sum(self._windows.values()) > 4 * self._wanted + _SPARE
+        """Whether the windows have been much larger than the demand for a while."""
+        is_settled = self._loop.time() - self._asked_at > _SETTLING
+        return is_settled and sum(self._windows.values()) > 1.5 * self._wanted + _SPARE
 
     @property
     def is_quiet(self) -> bool:
         """Whether nothing can be on its way."""
         if self._beginning:
             return False
-        is_full = all(self._used[tag] >= window for tag, window in self._windows.items())
-        return is_full or self._loop.time() - self._stirred_at > _QUIET
+        return self.is_full or self._loop.time() - self._stirred_at > _QUIET + 5 * self._latency
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the server may hand over nothing more: then nothing is on its way for certain."""
+        return not self._beginning and all(self._used[tag] >= window for tag, window in self._windows.items())
 
     def ask_nothing(self) -> None:
         """Let the server hand over no more; what it has handed over stays here. To be called when it is quiet."""
@@ -158,7 +168,12 @@ class Subscriber:
     async def _ask_through(self) -> None:
         async with self._turn:
             self._next_barrier = None
+            begin = self._loop.time()
             await self._channel.call("flow", active=True)
+            self._note_latency(begin)
+
+    def _note_latency(self, begin: float) -> None:
+        self._latency = max(self._loop.time() - begin, 0.8 * self._latency)
 
     def _free(self, tag: int) -> None:
         consumer = self._unsettled.pop(tag)
@@ -168,6 +183,7 @@ class Subscriber:
 
     def _on_begun(self, frame: Any) -> None:
         self._beginning.discard(frame.method.consumer_tag)
+        self._note_latency(self._asked_at)
 
     def _from_pika(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
         self._on_message(
