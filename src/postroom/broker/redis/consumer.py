@@ -203,7 +203,7 @@ class RedisConsumer(Consumer):
             rows: list[Any] = []
             for delivery, outcome in batch:
                 receipt = delivery.receipt
-                rows += (receipt.lease, delivery.message.id, *_operation(outcome, delivery.message, receipt.plain))
+                rows += (receipt.lease, *_operation(outcome, delivery.message, receipt.plain))
             holder = self.holder if leaving else ""
             told += map(bool, await self._link.run("settle", self.subscription, len(batch), *rows, holder))
         return told
@@ -252,13 +252,13 @@ class RedisConsumer(Consumer):
 
 
 def _operation(outcome: Outcome, message: Message, plain: bool) -> tuple[Any, ...]:
-    """What the script is told: a verb and three values."""
+    """What the script is told: a verb and its values."""
     if isinstance(outcome, Ack):
-        return "ack", repr(message.result_ttl), outcome.result or b"", "plain" if plain else ""
+        return "plain" if plain else "ack", repr(message.result_ttl), outcome.result or b""
     if isinstance(outcome, Retry):
         return "retry", repr(outcome.delay), msgspec.json.encode(outcome.failure), "1" if outcome.suspect else ""
     if isinstance(outcome, Release):
-        return "release", repr(outcome.delay), "", ""
+        return "release", repr(outcome.delay)
     if isinstance(outcome, Dead):
-        return "dead", "", msgspec.json.encode(outcome.failure), ""
-    return "cancel", "", "", ""
+        return "dead", msgspec.json.encode(outcome.failure)
+    return ("cancel",)

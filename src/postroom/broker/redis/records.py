@@ -48,7 +48,8 @@ def fields(message: Message) -> list[Any]:
 
 def mapping(flat: Sequence[bytes]) -> dict[bytes, bytes]:
     """What a script answers for a hash."""
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+    pairs = iter(flat)
+    return dict(zip(pairs, pairs, strict=True))
 
 
 def message(message_id: str, stored: Fields) -> Message:

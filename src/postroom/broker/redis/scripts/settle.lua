@@ -2,9 +2,12 @@
 local s = open(take())
 local count = tonumber(take())
 local items, leases = {}, {}
+-- How many values follow each verb.
+local values = {plain = 2, ack = 2, retry = 3, release = 1, dead = 1, cancel = 0}
 for n = 1, count do
-  items[n] = {lease = take(), id = take(), op = take(), take(), take(), take()}
-  leases[n] = items[n].lease
+  local item = {lease = take(), op = take()}
+  for at = 1, values[item.op] do item[at] = take() end
+  items[n], leases[n] = item, item.lease
 end
 local held = count > 0 and call('ZMSCORE', s.leases, unpack(leases)) or {}
 if count > 0 then
@@ -32,23 +35,25 @@ local function perform(id, op, one, two, three)
     add_failure(s, id, two)
     wait(s, id, tonumber(one), false, three)
   else
-    remember(s, id, two)
+    remember(s, id, one)
     finish(s, id, 'dead')
   end
 end
 
 for n, item in ipairs(items) do
-  local key = s.message .. item.id
+  -- A lease is holder/turn/id, and no holder has a slash.
+  local id = string.match(item.lease, '^[^/]*/[^/]*/(.*)$')
+  local key = s.message .. id
   if not held[n] then
     -- Whoever did not get the answer asks again.
     answers[n] = call('HGET', key, 'by') == item.lease and 1 or 0
   else
     answers[n] = 1
-    if item[3] == 'plain' then
-      acknowledge(item.id, item.lease, tonumber(item[1]), item[2])
+    if item.op == 'plain' then
+      acknowledge(id, item.lease, tonumber(item[1]), item[2])
     else
       call('HSET', key, 'by', item.lease)
-      perform(item.id, item.op, item[1], item[2], item[3])
+      perform(id, item.op, item[1], item[2], item[3])
     end
   end
 end
