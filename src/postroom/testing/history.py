@@ -33,6 +33,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Who holds, or held, the delivery."""
     outcome: Result = "ok"
     """``invoke``: about to be done. ``info``: nobody knows whether it took effect."""
+    asked: float | None = None
+    """For ``deliver``, when it was asked for: a frozen process hears late of what it was given long ago."""
     until: float | None = None
     """When the lease ends, for ``deliver`` and ``extend``."""
     counted: bool = False

@@ -10,12 +10,10 @@ from itertools import pairwise
 import msgspec
 
 from postroom.testing.history import Event
-from postroom.torture.plan import ACCOUNTS, AUDIT, DEPOSIT, MAIL, MAX_ATTEMPTS, Errand
+from postroom.torture.plan import ACCOUNTS, DEPOSIT, MAX_ATTEMPTS, SUBSCRIPTIONS, Errand
 from postroom.torture.record import Copy, Record
 from postroom.torture.recorder import TOKEN
 from postroom.torture.run import Evidence
-
-_SUBSCRIPTIONS = {"transfer": ("transfers",), "step": ("steps",), "event": (MAIL, AUDIT), "doomed": ("doomed",)}
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -76,7 +74,7 @@ class Checker:
         return {
             (token, subscription)
             for token in self.confirmed
-            for subscription in _SUBSCRIPTIONS[self._errands[token].kind]
+            for subscription in SUBSCRIPTIONS[self._errands[token].kind]
         }
 
     @property
@@ -141,7 +139,8 @@ class Checker:
                     theirs = other.delivered
                     if (
                         theirs.consumer != mine.consumer
-                        and mine.t < theirs.t < asked
+                        and mine.t < other.since
+                        and theirs.t < asked
                         and not self._sent_again(token, theirs)
                     ):
                         yield Violation(
@@ -157,7 +156,7 @@ class Checker:
             if not acks:
                 continue
             acked = min(acks, key=lambda event: event.t)
-            late = next((each.delivered for each in copy.handed if each.delivered.t > acked.t), None)
+            late = next((each.delivered for each in copy.handed if each.since > acked.t), None)
             if late is None or self._sent_again(token, late):
                 continue
             # Not every broker confirms an ack on its own: one that was under way in a fault may be undone.
@@ -256,8 +255,10 @@ class Checker:
                 yield Violation("dead letters", token, f"tells of attempts {sorted(attempts)}, not 1 to {MAX_ATTEMPTS}")
 
     def _the_rest(self) -> Iterator[Violation]:
-        for text in self._evidence.ended:
-            yield Violation("processes", "", text)
+        for ended in self._evidence.ended:
+            # Without its broker a process cannot start; whoever supervises it starts it again.
+            if not self._record.cut_off(ended.actor, ended.t):
+                yield Violation("processes", "", f"{ended.actor} ended by itself: {ended.text}")
         if self._evidence.drained is None:
             left = {each.name: each.ready + each.delayed + each.running for each in self._evidence.stats}
             told = ", ".join(f"{name.partition('-')[2]}: {count}" for name, count in left.items() if count)

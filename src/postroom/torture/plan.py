@@ -18,7 +18,10 @@ DEPOSIT = 1000
 MAX_ATTEMPTS = 5
 """Of errands that always fail."""
 MAIL, AUDIT = "mail", "audit"
-"""The subscriptions of the topic of events."""
+SUBSCRIPTIONS: dict[Kind, tuple[str, ...]] = {
+    "transfer": ("transfers",), "step": ("steps",), "event": (MAIL, AUDIT), "doomed": ("doomed",),
+}  # fmt: skip
+"""Who gets an errand, without the name of the run."""
 
 
 class Errand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

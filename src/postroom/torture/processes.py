@@ -10,13 +10,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import msgspec
+
 from postroom.errors import PostroomError
 from postroom.torture.plan import Options, names
 from postroom.torture.settings import ACTOR
 
 _PATIENCE = 15.0
 """Seconds for a graceful stop before the process is killed."""
-_MOST_ENDED = 10
+_MOST_ENDED = 100
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that has ended by itself."""
+
+    actor: str
+    t: float
+    """Monotonic seconds."""
+    text: str
 
 
 class Actor:
@@ -121,8 +132,7 @@ class Cast:
             *names("worker", options.workers), *names("relay", options.relays), *names("producer", options.producers),
         ]  # fmt: skip
         self.actors = {name: Actor(name, folder, environment) for name in every}
-        self.ended: list[str] = []
-        """What ended by itself and should not have, in words."""
+        self.ended: list[Ended] = []
 
     def __enter__(self) -> Cast:
         return self
@@ -141,9 +151,10 @@ class Cast:
         for actor in self:
             if actor.code is not None and not (actor.role == "producer" and actor.code == 0):
                 note(actor)
-                self.ended.append(f"{actor.id} ended by itself with exit code {actor.code}:\n{actor.tail()}")
+                text = f"exit code {actor.code}; its last words:\n{actor.tail()}"
+                self.ended.append(Ended(actor=actor.id, t=now, text=text))
                 if len(self.ended) > _MOST_ENDED:
-                    raise PostroomError(f"processes do not stay up; {self.ended[-1]}")
+                    raise PostroomError(f"processes do not stay up: {actor.id}: {text}")
                 actor.kill(again_at=now + 1.0)
             if actor.code is None and not actor.runs and not actor.is_frozen and now >= actor.start_at:
                 actor.start()

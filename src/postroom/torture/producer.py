@@ -25,7 +25,7 @@ class Producer:
         self._ordered = self._effects.ordered()
 
     def run(self) -> None:
-        app.connect()
+        self._connect()
         place.tell_ready()
         begin = place.wait_for_begin()
         for errand in self._errands:
@@ -33,6 +33,14 @@ class Producer:
                 time.sleep(max(0.0, begin + errand.at - time.monotonic()))
                 self._send(errand)
         self._effects.close()
+
+    @staticmethod
+    def _connect() -> None:
+        while True:
+            try:
+                return app.connect()
+            except BrokerUnavailable:
+                time.sleep(_PAUSE)
 
     @staticmethod
     def _told_before(name: str) -> dict[str, Result]:

@@ -14,6 +14,8 @@ _GIVES_BACK = frozenset({"retry", "release"})
 _SETTLES = _ENDS | _GIVES_BACK
 _GRACE = 1.0
 """Seconds after an answered settlement in which a fault may still undo it: not every broker confirms an ack."""
+_AWAY = 10.0
+"""Seconds for which a start may try before it gives up."""
 
 
 class Handed(NamedTuple):
@@ -22,6 +24,11 @@ class Handed(NamedTuple):
     delivered: Event
     settles: list[Event]
     """Invocations and answers, in order."""
+
+    @property
+    def since(self) -> float:
+        """The earliest moment at which it may have been given."""
+        return self.delivered.t if self.delivered.asked is None else self.delivered.asked
 
     @property
     def over(self) -> float:
@@ -108,6 +115,15 @@ class Record:
             for fault in self.faults
         )
 
+    def cut_off(self, actor: str, at: float) -> bool:
+        """Whether it may have had no broker then, or shortly before."""
+        return any(
+            fault.op in ("cut", "restart")
+            and fault.id in (actor, "broker")
+            and fault.t <= at <= (fault.until or fault.t) + _AWAY
+            for fault in self.faults
+        )
+
     def excused(self, copy: Copy, first: Event, other_copy: Copy, second: Event) -> bool:
         """Whether a second start is what must be expected: the first failed, or a fault took the message from it."""
         handed = copy.held_at(first)
@@ -115,7 +131,7 @@ class Record:
             return False
         if handed.given_back and handed.settles[0].t <= second.t:
             return True
-        taken = self.harmed(first.consumer, handed.delivered.t, min(second.t, handed.over + _GRACE))
+        taken = self.harmed(first.consumer, handed.since, min(second.t, handed.over + _GRACE))
         return taken or self.late(other_copy, second, than=first.t)
 
     def late(self, copy: Copy, start: Event, than: float = float("inf")) -> bool:
@@ -123,8 +139,8 @@ class Record:
         handed = copy.held_at(start)
         return (
             handed is not None
-            and handed.delivered.t < than
-            and self.harmed(start.consumer, handed.delivered.t, start.t)
+            and handed.since < than
+            and self.harmed(start.consumer, handed.since, start.t)
         )  # fmt: skip
 
     def relayed_twice(self, until: float) -> bool:

@@ -39,9 +39,10 @@ class _RecordingConsumer(DefectiveConsumer):
         self._note = note
 
     async def receive(self, max_messages: int, timeout: float | None) -> list[Delivery]:
+        asked = time.monotonic()
         deliveries = await self.sound.receive(max_messages, timeout)
         for delivery in deliveries:
-            self._tell("deliver", delivery, "ok")
+            self._tell("deliver", delivery, "ok", asked)
         return deliveries
 
     async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> list[SettlementError | None]:
@@ -67,7 +68,9 @@ class _RecordingConsumer(DefectiveConsumer):
             if (answered := time.monotonic()) - asked > self._lease / 4:
                 self._note(Event(t=asked, op="stall", id=self._actor, until=answered))
 
-    def _tell(self, operation: Operation, delivery: Delivery, outcome: Result) -> None:
+    def _tell(
+        self, operation: Operation, delivery: Delivery, outcome: Result, asked: float | None = None
+    ) -> None:  # fmt: skip
         self._note(
             Event(
                 t=time.monotonic(),
@@ -77,6 +80,7 @@ class _RecordingConsumer(DefectiveConsumer):
                 attempt=delivery.attempt,
                 consumer=self._actor,
                 outcome=outcome,
+                asked=asked,
                 message=delivery.message.id,
             )
         )

@@ -18,8 +18,8 @@ from postroom.message import DeadLetter
 from postroom.testing.history import Event, History, load
 from postroom.torture.effects import Effect, Effects
 from postroom.torture.nemesis import Nemesis
-from postroom.torture.plan import AUDIT, MAIL, Plan
-from postroom.torture.processes import Actor, Cast
+from postroom.torture.plan import SUBSCRIPTIONS, Plan
+from postroom.torture.processes import Actor, Cast, Ended
 from postroom.torture.settings import BEGIN, EFFECTS, FOLDER, Settings, history_file
 from postroom.torture.tail import Tail
 
@@ -52,8 +52,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of the orders that were committed."""
     dead: list[DeadLetter]
     stats: list[SubscriptionStats]
-    ended: list[str]
-    """Processes that ended by themselves, in words."""
+    ended: list[Ended]
     capabilities: Capabilities
 
 
@@ -113,7 +112,9 @@ class Run:
             finally:
                 nemesis.close()
             healed = time.monotonic()
-            drained = self._drain(cast, tail, lambda share: progress("draining", share, tail), history)
+            drained = self._drain(
+                cast, tail, lambda share: progress("draining", share, tail), history, exact=capabilities.exact_stats
+            )
         return Evidence(
             plan=self._plan,
             run=self._name,
@@ -132,7 +133,7 @@ class Run:
 
     @property
     def subscriptions(self) -> list[str]:
-        return [f"{self._name}-{name}" for name in ("transfers", "steps", "doomed", MAIL, AUDIT)]
+        return [f"{self._name}-{name}" for names in SUBSCRIPTIONS.values() for name in names]
 
     def _begin(self, cast: Cast, progress: Callable[[float], None], history: History) -> float:
         """Wait until all are up, then give the sign. Returns when. Raises ``PostroomError``."""
@@ -170,8 +171,13 @@ class Run:
             progress((now - begin) / self._plan.options.seconds)
             time.sleep(_TICK)
 
-    def _drain(self, cast: Cast, tail: Tail, progress: Callable[[float], None], history: History) -> float | None:
-        """Until two looks found nothing left. ``None`` if nothing goes on for too long."""
+    def _drain(
+        self, cast: Cast, tail: Tail, progress: Callable[[float], None], history: History, *, exact: bool
+    ) -> float | None:
+        """Until two looks found nothing left. ``None`` if nothing goes on for too long.
+
+        ``exact``: the broker's numbers are right at once; else they are not trusted when they say that it is empty.
+        """
         begin = moved = time.monotonic()
         known, empty = -1, 0
         while empty < 2:
@@ -182,7 +188,7 @@ class Run:
                 known, moved = len(tail.ended) + len(tail.sent), now
             if now > moved + _STANDSTILL + 4 * self._plan.options.lease or now > begin + _DRAIN:
                 return None
-            left = self._left(cast)
+            left = self._left(cast) + (0 if exact else self._unended(tail))
             empty = 0 if left else empty + 1
             progress(1 - min(left / max(len(tail.sent), 1), 1.0))
             time.sleep(4 * _TICK)
@@ -195,6 +201,12 @@ class Run:
         except BrokerUnavailable:
             return 1  # It is coming up: nothing is known to be done.
         return waiting + self._effects.waiting() + cast.producing
+
+    def _unended(self, tail: Tail) -> int:
+        """Confirmed messages that nobody has settled."""
+        errands = self._plan.every_errand()
+        due = {(token, f"{self._name}-{name}") for token in tail.sent for name in SUBSCRIPTIONS[errands[token].kind]}
+        return len(due - tail.ended)
 
     def _stats(self) -> list[SubscriptionStats]:
         return [each for each in self._app.stats() if each.name in self.subscriptions]
