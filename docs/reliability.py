@@ -30,6 +30,8 @@ SERVERS = {"postgresql": "postgresql", "redis": "redis", "rabbitmq": "amqp", "ka
 """Names in ``services``, and the schemes of their brokers."""
 FORGETFUL = {"sqs"}
 """Emulators that keep everything in memory: a restart of theirs would lose what the real service keeps."""
+OPTIONS = {"postgresql": "?migrate=auto"}
+"""What the URL of a fresh server needs."""
 _MARKED = re.compile(r"(<!-- generated: results -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -99,7 +101,8 @@ def _broker(name: str) -> Iterator[list[str]]:
         try:
             server.start()
             with Restarter(server, Path(folder)) as restarter:
-                yield [server.url] if name in FORGETFUL else [server.url, "--restart", restarter.command]
+                url = server.url + OPTIONS.get(name, "")
+                yield [url] if name in FORGETFUL else [url, "--restart", restarter.command]
         finally:
             server.stop()
 
