@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.conftest import wait_until
+from torture_run import COMMAND, outcome, torture
 
 from postroom.torture.plants import PLANTS
 
-COMMAND = [sys.executable, "-m", "postroom", "torture"]
 BIGGER = ("--seconds", "4", "--lease", "1", "--every", "0.5", "--workers", "2", "--producers", "1", "--rate", "40")
 """Of what needs faults to be seen."""
 FAULTS = {
@@ -24,21 +21,6 @@ FAULTS = {
     "mark-before-effect": ("--faults", "kill", "--relays", "0"),
     "relay-mark-before-send": ("--faults", "kill", "--relays", "1"),
 }
-
-
-def torture(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("POSTROOM")}
-    done = subprocess.run(
-        [*COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=110
-    )
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def outcome(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
-    done = torture(folder, *arguments, "--json")
-    assert done.returncode in (0, 1), done.stderr
-    return done.returncode, json.loads(done.stdout)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import platform
 import secrets
@@ -151,6 +152,8 @@ def _run(url: str | None, options: Options, folder: Path, given: dict[str, Any],
         restart=given["restart"],
         plant=given["plant"],
     )
+    # What clients say of a broker that is away belongs to the logs, not to the terminal.
+    logging.basicConfig(filename=folder / "conductor.log")
     # Ended from outside, it must still end its own processes: so leave in good order.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     screen = Console(stderr=True)

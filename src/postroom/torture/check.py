@@ -178,8 +178,12 @@ class Checker:
                     break
                 if copy.failed(start):
                     failed = start.attempt
-            if subscription == "doomed" and len(copy.starts) > MAX_ATTEMPTS:
-                yield Violation("attempts", token, f"{len(copy.starts)} starts, {MAX_ATTEMPTS} are configured")
+            highest = max((start.attempt for start in copy.starts), default=0)
+            if subscription == "doomed" and highest > MAX_ATTEMPTS:
+                yield Violation("attempts", token, f"attempt {highest}, {MAX_ATTEMPTS} are configured")
+            for before, after in pairwise(copy.starts):
+                if after.attempt == before.attempt and self._record.only_killed(copy, before, after):
+                    yield Violation("attempts", token, f"{subscription}: the death of {before.consumer} did not count")
 
     def _order(self) -> Iterator[Violation]:
         if not self._evidence.capabilities.ordering:

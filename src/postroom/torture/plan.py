@@ -10,7 +10,8 @@ import msgspec
 
 Kind = Literal["transfer", "step", "event", "doomed"]
 FaultKind = Literal["kill", "freeze", "cut", "restart"]
-FAULTS: tuple[FaultKind, ...] = ("kill", "freeze", "cut", "restart")
+FAULTS: dict[FaultKind, int] = {"kill": 4, "freeze": 2, "cut": 2, "restart": 1}
+"""How often each, for one of the last: the frozen and the restarted take long to come back."""
 
 ACCOUNTS = 20
 DEPOSIT = 1000
@@ -181,7 +182,7 @@ def _faults(rng: random.Random, options: Options) -> list[Fault]:
     found: list[Fault] = []
     at = 0.0
     while options.faults and (at := at + rng.uniform(0.5, 1.5) * options.every) < options.seconds:
-        kind = rng.choice(options.faults)
+        kind = rng.choices(options.faults, [FAULTS[each] for each in options.faults])[0]
         lasts = rng.uniform(1.5, 2.5) * options.lease if kind == "freeze" else rng.uniform(0.0, 1.0)
         target = "broker" if kind == "restart" else _target(rng, kind, options)
         found.append(Fault(at=round(at, 3), kind=kind, target=target, lasts=round(lasts, 3)))

@@ -143,6 +143,20 @@ class Record:
             and self.harmed(start.consumer, handed.since, start.t)
         )  # fmt: skip
 
+    def only_killed(self, copy: Copy, first: Event, second: Event) -> bool:
+        """Whether all that came between two starts is the death of the first one's process."""
+        handed = copy.held_at(first)
+        if handed is None or copy.end_of(first) is not None or self.late(copy, second):
+            return False
+        hits = {
+            fault.op
+            for fault in self.faults
+            if fault.id in (first.consumer, "broker")
+            and fault.t <= second.t
+            and (fault.until or fault.t) >= handed.since
+        }
+        return hits == {"crash"}
+
     def relayed_twice(self, until: float) -> bool:
         """Whether a relay was harmed before that time: what it had sent and not removed is sent again."""
         return any((fault.id.startswith("relay") or fault.id == "broker") and fault.t <= until for fault in self.faults)

@@ -1,0 +1,43 @@
+"""``postroom torture`` for a minute with the effects in PostgreSQL: on SQLite, and on PostgreSQL itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from services.base import Server
+from services.restarts import Restarter
+from tests.servers import private
+from torture_run import outcome
+
+MINUTE = ("--seconds", "60", "--rate", "30", "--workers", "2")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with private("postgresql", tmp_path / "postgresql") as made:
+        yield made
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_sqlite_with_effects_in_postgresql(server: Server, tmp_path: Path) -> None:
+    code, told = outcome(tmp_path, *MINUTE, "--seed", "1", "--effects", server.url, patience=240)
+    assert told["violations"] == []
+    assert code == 0
+    assert told["faults"].keys() >= {"kill", "freeze"}
+    assert told["again"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_postgresql_keeps_every_promise(server: Server, tmp_path: Path) -> None:
+    with Restarter(server, tmp_path) as restarter:
+        code, told = outcome(
+            tmp_path, f"{server.url}?migrate=auto", "--restart", restarter.command, *MINUTE, "--seed", "2", patience=240
+        )  # fmt: skip
+    assert told["violations"] == []
+    assert code == 0
+    assert told["faults"].keys() >= {"kill", "freeze", "cut", "restart"}
+    assert told["again"] > 0
