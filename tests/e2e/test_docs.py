@@ -17,6 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN = {
     ("README.md", "sets up the checkout and runs the demo or the whole test suite"),
     ("README.md", "needs the package on an index; tests/e2e/test_wheel.py installs the wheel"),
+    ("docs/reliability.md", "takes many minutes, and servers"),
 }
 """The only blocks of all pages that are not run, and why."""
 
@@ -64,6 +65,15 @@ def test_the_capability_table_is_what_the_brokers_say() -> None:
     outdated = page.replace("a power cut (`fsync`)", "nothing (`none`)")
     assert outdated != page
     assert generate["updated"](outdated) == page
+
+
+def test_the_table_of_reliability_is_what_the_runs_said() -> None:
+    results = runpy.run_path(str(ROOT / "docs" / "reliability.py"))
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    assert results["updated"](page) == page, "run: python docs/reliability.py"
+    outdated = page.replace("| **0** |", "| **1** |", 1)
+    assert outdated != page
+    assert results["updated"](outdated) == page
 
 
 @pytest.mark.parametrize(

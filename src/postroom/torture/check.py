@@ -176,7 +176,8 @@ class Checker:
                 ):
                     yield Violation("attempts", token, f"{subscription}: attempt {start.attempt} again")
                     break
-                if copy.failed(start):
+                # Where the copy is stored before the original goes, a fault between the two leaves both.
+                if copy.failed(start) and not self._record.harmed_while_held(copy, start):
                     failed = start.attempt
             highest = max((start.attempt for start in copy.starts), default=0)
             if subscription == "doomed" and highest > MAX_ATTEMPTS:

@@ -80,7 +80,7 @@ class Copy:
         return next((end for end in self.ends if end.consumer == start.consumer and end.t >= start.t), None)
 
     def failed(self, start: Event) -> bool:
-        """Whether it failed, and that was counted."""
+        """Whether it failed, and the broker answered that it counts."""
         end, handed = self.end_of(start), self.held_at(start)
         counted = handed is not None and any(e.op == "retry" and e.outcome == "ok" for e in handed.settles)
         return end is not None and end.outcome == "fail" and counted
@@ -131,8 +131,13 @@ class Record:
             return False
         if handed.given_back and handed.settles[0].t <= second.t:
             return True
-        taken = self.harmed(first.consumer, handed.since, min(second.t, handed.over + _GRACE))
+        taken = self.harmed_while_held(copy, first, until=second.t)
         return taken or self.late(other_copy, second, than=first.t)
+
+    def harmed_while_held(self, copy: Copy, start: Event, until: float = float("inf")) -> bool:
+        """Whether a fault hit who had started it before its settlement was answered, or just after."""
+        handed = copy.held_at(start)
+        return handed is not None and self.harmed(start.consumer, handed.since, min(until, handed.over + _GRACE))
 
     def late(self, copy: Copy, start: Event, than: float = float("inf")) -> bool:
         """Whether it was handed over before the moment ``than``, and started only after a fault had come between."""
