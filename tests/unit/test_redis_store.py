@@ -134,3 +134,23 @@ def test_beside_another_broker(server: str, namespace: str, tmp_path: Path, monk
             assert [job.result(timeout=20) for job in jobs] == [3, 3]
         assert jobs[0].id == jobs[1].id
         assert len(app.thread.call(lambda broker: broker.jobs.search())) == 1
+
+
+def test_the_doctor_looks_at_the_store(server: str, namespace: str) -> None:
+    """A server that drops records by itself breaks what they promise."""
+    clock = ManualClock()
+
+    async def run() -> None:
+        async with Redis.from_url(server) as client:
+            await client.config_set("maxmemory-policy", "allkeys-lru")
+            await client.config_set("maxmemory", "500mb")
+            store = await opened(server, namespace, clock)
+            try:
+                found = {finding.title: finding.level for finding in await store.examine()}
+            finally:
+                await client.config_set("maxmemory-policy", "noeviction")
+                await client.config_set("maxmemory", "0")
+                await store.close()
+        assert found["eviction"] == "error"
+
+    asyncio.run(run())
