@@ -102,7 +102,7 @@ def test_adapters_know_neither_each_other_nor_the_worker(module: str) -> None:
 def test_only_adapters_talk_to_a_broker(module: str) -> None:
     # The demo reads the database of its example.
     allowed = {"sqlite3"} if module in {"postroom.demo.evidence"} else set()
-    if module.startswith("postroom.store.sqlite."):
+    if module.startswith(("postroom.store.sqlite.", "postroom.testing.simulation.")):
         allowed = {"sqlite3"}
     if module.startswith("postroom.store.postgresql."):
         allowed = {"asyncpg"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
 
 from postroom.broker.base import Broker, Subscription, SubscriptionStats
 from postroom.broker.thread import BrokerThread
@@ -49,6 +49,8 @@ class App:
     Making an app does no I/O: it connects, and declares what it consists of, at first use.
     """
 
+    thread_class: ClassVar[type[BrokerThread]] = BrokerThread
+
     def __init__(
         self,
         url: str | None = None,
@@ -76,7 +78,7 @@ class App:
         self.max_message_size = max_message_size
         self.topology = Topology(queue_limit)
         self.lifecycle = Lifecycle()
-        self.thread = BrokerThread(self.make_broker, self._declare)
+        self.thread = self.thread_class(self.make_broker, self._declare)
         self.blobs = BlobStore(directory_for(uploads, self.url))
         publisher = Publisher(self.thread, max_message_size=max_message_size)
         self.outlet = Outlet(self.thread, publisher, self.blobs, self.make_broker)

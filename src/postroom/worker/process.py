@@ -22,6 +22,7 @@ from postroom.worker.isolation import ChildPool
 from postroom.worker.relay import relaying
 from postroom.worker.run import Runner
 from postroom.worker.supervise import SUPERVISOR
+from postroom.worker.threads import ThreadPool
 from postroom.worker.work import Work
 
 if TYPE_CHECKING:
@@ -131,7 +132,12 @@ class Worker:
             pace=intake.pace,
             watch=intake.watch,
             report=intake.reporter.report,
+            threads=self._make_threads(),
         )
+
+    def _make_threads(self) -> ThreadPool:
+        """For sync handlers."""
+        return ThreadPool(self._options.concurrency)
 
     async def _begin(self) -> None:
         if self._options.drain:

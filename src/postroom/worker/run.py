@@ -36,6 +36,7 @@ class Runner:
         pace: Pace,
         watch: Callable[[Work], None],
         report: Callable[[Work, Progress], None],
+        threads: ThreadPool,
     ) -> None:
         """``watch(work)`` sees to the timeout of a handler that has one."""
         self._loop = asyncio.get_running_loop()
@@ -46,7 +47,7 @@ class Runner:
         self._pace = pace
         self._watch = watch
         self._report = report
-        self._threads = ThreadPool(concurrency)
+        self._threads = threads
         self._inbox: deque[Work] = deque()
         self._left: deque[float] = deque()
         """Seconds each handler took that ended in a thread since the last turn."""

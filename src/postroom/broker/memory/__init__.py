@@ -4,6 +4,6 @@ Read it from the inside out: ``copy`` (one message in one subscription), ``subsc
 next), ``state`` (what can happen to a copy), ``consumer`` and ``broker`` (the contract).
 """
 
-from postroom.broker.memory.broker import MemoryBroker
+from postroom.broker.memory.broker import MemoryBroker, forget
 
-__all__ = ["MemoryBroker"]
+__all__ = ["MemoryBroker", "forget"]

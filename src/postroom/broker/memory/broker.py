@@ -154,3 +154,9 @@ def _shared_state(name: str, clock: Clock) -> State:
         if name not in _named:
             _named[name] = State(clock)
         return _named[name]
+
+
+def forget(url: str) -> None:
+    """Drop what the brokers of a named URL keep, once none of them is used any more."""
+    with _named_lock:
+        _named.pop(url.removeprefix(_SCHEME), None)

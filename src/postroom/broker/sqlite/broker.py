@@ -66,7 +66,7 @@ class SQLiteBroker(Broker):
         self.holders = Holders(self.path)
         self._file_clock = FileClock(self.clock, injected=clock is not None)
         self._routes = Routes()
-        self._consumers: set[SQLiteConsumer] = set()
+        self._consumers: dict[SQLiteConsumer, None] = {}
         self._bell: Bell | None = None
         self._watch: Watch | None = None
         self._upkeep: asyncio.Task[None] | None = None
@@ -139,7 +139,7 @@ class SQLiteBroker(Broker):
             if not self.holders.registered:
                 await self._become_holder()
         consumer = SQLiteConsumer(self, subscription, sub, lease)
-        self._consumers.add(consumer)
+        self._consumers[consumer] = None
         return consumer
 
     async def stats(self) -> list[SubscriptionStats]:
@@ -214,7 +214,7 @@ class SQLiteBroker(Broker):
 
     def forget(self, consumer: SQLiteConsumer) -> None:
         """The consumer is closed."""
-        self._consumers.discard(consumer)
+        self._consumers.pop(consumer, None)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         schema.prepare(connection, str(self.path))
@@ -241,7 +241,8 @@ class SQLiteBroker(Broker):
         return any(consumer.waiting for consumer in self._consumers)
 
     def _version(self) -> int:
-        return int(self.engine.connection.execute("PRAGMA data_version").fetchone()[0])
+        with self.engine.translated():
+            return int(self.engine.connection.execute("PRAGMA data_version").fetchone()[0])
 
     async def _keep_up(self) -> None:
         """Look after the dead, and after what is done."""

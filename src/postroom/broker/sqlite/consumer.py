@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from postroom.errors import AlreadySettled, BrokerClosed, LeaseLost, SettlementE
 
 if TYPE_CHECKING:
     from postroom.broker.sqlite.broker import SQLiteBroker
+
+logger = logging.getLogger("postroom.broker")
 
 _LOOK_AGAIN = 0.5
 """Seconds after which a waiting consumer looks anyhow: no wake-up is so sure that a message may depend on it."""
@@ -160,8 +163,11 @@ class SQLiteConsumer(Consumer):
         except asyncio.CancelledError:
             cancelled = True
             if claimed:
-                broker.engine.begin(lambda connection: self._settle_rows(connection, [(d, Release()) for d in claimed]),
-                                    done=lambda verdicts: self._after(claimed, verdicts, ready=True))  # fmt: skip
+                given_back = broker.engine.begin(
+                    lambda connection: self._settle_rows(connection, [(d, Release()) for d in claimed]),
+                    done=lambda verdicts: self._after(claimed, verdicts, ready=True),
+                )
+                given_back.add_done_callback(_left_to_the_lease)
             raise
         return claimed
 
@@ -243,6 +249,12 @@ class SQLiteConsumer(Consumer):
     def _check_open(self) -> None:
         if self._closed:
             raise BrokerClosed(f"the consumer of {self._name} is closed")
+
+
+def _left_to_the_lease(given_back: asyncio.Future[Any]) -> None:
+    """Nobody waits for it. If it failed the messages come back when their leases end, which nobody renews."""
+    if not given_back.cancelled() and given_back.exception() is not None:
+        logger.warning("messages could not be given back, their leases will end: %s", given_back.exception())
 
 
 def _refusal(delivery: Delivery) -> SettlementError:

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from postroom.errors import BrokerUnavailable
+
 _IN_MODIFY = 0x2
 POLL = 0.02
 """Seconds between looks where changes of a file cannot be watched."""
@@ -28,7 +30,8 @@ class Watch:
     def __init__(
         self, bell: Path, log: Path, changed: Callable[[], None], wanted: Callable[[], bool], version: Callable[[], int]
     ) -> None:
-        """``wanted()``: whether anybody waits. ``version()``: a number that grows with others' commits."""
+        """``wanted()``: whether anybody waits. ``version()``: a number that grows with others' commits;
+        it may raise ``BrokerUnavailable``."""
         self._loop = asyncio.get_running_loop()
         self._changed = changed
         self._wanted = wanted
@@ -55,7 +58,12 @@ class Watch:
             self._looking = self._loop.call_later(_LOOKS[step], self._look_soon, step + 1)
 
     def _has_changed(self) -> bool:
-        seen, self._seen = self._seen, self._version()
+        try:
+            seen, self._seen = self._seen, self._version()
+        except BrokerUnavailable:
+            # Whoever looks now is told what is wrong; and this goes on watching, as it may pass.
+            self._changed()
+            return True
         if seen != self._seen:
             self._changed()
         return seen != self._seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from postroom.broker.base import (
     Broker,
@@ -92,6 +93,12 @@ class DefectiveBroker(Broker):
 
     async def replay(self, subscription: str, since: float | None = None) -> int:
         return await self.sound.replay(subscription, since)
+
+    def joins(self, connection: Any) -> bool:
+        return self.sound.joins(connection)
+
+    def publish_in(self, connection: Any, messages: Sequence[Message]) -> list[str | PostroomError]:
+        return self.sound.publish_in(connection, messages)
 
     @property
     def jobs(self) -> JobStore:

@@ -1,0 +1,121 @@
+"""What the simulated processes run: a worker, a producer, a client."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+from postroom.errors import JobNotFound, PostroomError
+from postroom.producer.job import Job
+from postroom.testing.simulation.app import SimulatedApp
+from postroom.testing.simulation.observed import Order
+from postroom.worker.process import Worker, WorkerOptions
+from postroom.worker.threads import ThreadPool
+
+GRACE = 1.0
+_CONCURRENCY = 4
+_WATCHED = 4
+"""Jobs that the client looks at, again and again."""
+_PAUSE = 0.4
+
+
+class SimulatedWorker(Worker):
+    """Sync handlers run as one step each."""
+
+    def _make_threads(self) -> ThreadPool:
+        return _Steps(_CONCURRENCY)
+
+
+class _Steps(ThreadPool):
+    def submit(self, job: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_soon(job)
+
+    def close(self) -> None:
+        """There are none."""
+
+
+async def work(app: SimulatedApp) -> None:
+    """A worker process, until SIGTERM."""
+    await SimulatedWorker(app, WorkerOptions(concurrency=_CONCURRENCY, grace=GRACE)).run()
+    await app.thread.acall(lambda broker: broker.close())
+
+
+async def produce(app: SimulatedApp, orders: Sequence[Order], random: Random) -> None:
+    """A producer process: publishes its orders one after the other; started anew it goes on where it was."""
+    for order in orders:
+        while order.is_open():
+            await asyncio.sleep(random.random() * _PAUSE)
+            order.attempted = True
+            order.ready_at = app.process.machine.monotonic + order.delay
+            try:
+                await _publish(app, order)
+            except (PostroomError, sqlite3.Error) as error:
+                app.process.machine.note(app.process, f"{order.label} is not confirmed: {error}")
+    await app.thread.acall(lambda broker: broker.close())
+
+
+async def _publish(app: SimulatedApp, order: Order) -> None:
+    if not order.joined:
+        _note(app, order, await _enqueue(app, order))
+        return
+    async with app.bank.transaction() as connection:
+        connection.execute("INSERT INTO intent VALUES (?)", (order.label,))
+        job = await _enqueue(app, order, transaction=connection)
+        order.ids.add(job.id)
+        if order.rolled_back:
+            order.given_up = True
+            return
+        connection.execute("COMMIT")
+    _note(app, order, job)
+
+
+async def _enqueue(app: SimulatedApp, order: Order, transaction: object = None) -> Job[Any]:
+    options = {
+        "key": order.key,
+        "idempotency_key": order.idempotency_key,
+        "delay": order.delay or None,
+        "transaction": transaction,
+    }
+    if order.task == "paid":
+        return await app.topics["paid"].using(**options).apublish(order.arguments)  # type: ignore[arg-type]
+    return await app.tasks[order.task].using(**options).aenqueue(**order.arguments)  # type: ignore[arg-type]
+
+
+def _note(app: SimulatedApp, order: Order, job: Job[Any]) -> None:
+    machine = app.process.machine
+    order.ids.add(job.id)
+    if order.published_at is None:
+        order.published_at = machine.monotonic
+    machine.note(app.process, f"published {order.label} as {job.id[-6:]}")
+
+
+async def look(app: SimulatedApp, orders: Sequence[Order], random: Random) -> None:
+    """A client: looks at jobs, and cancels some."""
+    machine, observed = app.process.machine, app.observed
+    watched = random.sample([order for order in orders if not order.joined], _WATCHED)
+    unwanted = [order for order in orders if order.unwanted]
+    while True:
+        await asyncio.sleep(random.random() * 2 * _PAUSE)
+        for order in watched:
+            if order.published_at is None:
+                continue
+            job = app.job(min(order.ids))
+            try:
+                status = await job.astatus()
+            except JobNotFound as error:
+                observed.unexpected.append(f"{order.label} was confirmed, and is unknown: {error}")
+            except PostroomError:
+                continue
+            else:
+                observed.shown[job.id].append((machine.monotonic, status.state, status.attempt))
+        for order in unwanted:
+            if order.published_at is not None and not order.cancelled:
+                try:
+                    answer = await app.job(min(order.ids)).acancel()
+                except PostroomError:
+                    continue
+                order.cancelled, order.cancelled_at = answer, machine.monotonic
+                machine.note(app.process, f"cancel of {order.label}: {answer}")
