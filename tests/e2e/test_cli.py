@@ -108,6 +108,13 @@ def test_waiting_for_a_result(postroom: Shell) -> None:
     assert log.count("works on") == 2
 
 
+def test_workers_that_can_never_start_are_not_started_for_ever(postroom: Shell) -> None:
+    postroom.environment["POSTROOM_BROKER"] = "rabbit://localhost"
+    said = postroom("worker", "tasks:app", "--processes", "2", code=1)
+    assert "no broker for 'rabbit://'" in said
+    assert "another" not in said
+
+
 def test_a_killed_worker_is_replaced_and_orphans_stop(postroom: Shell) -> None:
     supervisor = subprocess.Popen(
         [sys.executable, "-m", "postroom", "worker", "tasks:app"],

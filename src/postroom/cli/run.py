@@ -63,11 +63,15 @@ def worker(
     if not app.topology.select(names):
         raise ConfigurationError(f"{target} has no tasks and no subscriptions; define some with @app.task")
     options = WorkerOptions(concurrency=concurrency, queues=names, drain=drain, grace=grace, relay=relay)
-    if child:
-        run_one(app, options)
-        return
-    from postroom.worker.supervise import Supervisor
+    from postroom.worker.supervise import HOPELESS, Supervisor
 
+    if child:
+        try:
+            run_one(app, options)
+        except ConfigurationError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(HOPELESS)
+        return
     command = [
         sys.executable,
         "-m",

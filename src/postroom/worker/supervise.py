@@ -16,6 +16,9 @@ logger = logging.getLogger("postroom.supervisor")
 SUPERVISOR = "POSTROOM_SUPERVISOR"
 """Environment variable with the process id of the supervisor; a child stops when its parent is another."""
 
+HOPELESS = 78
+"""Exit code of a child that finds a mistake in the configuration (``EX_CONFIG`` of sysexits.h)."""
+
 _FIRST_PAUSE = 0.2
 _LAST_PAUSE = 30.0
 _STEADY = 10.0
@@ -32,6 +35,8 @@ class Slot:
         self._start_at = 0.0
         self._started_at = 0.0
         self.process: subprocess.Popen[bytes] | None = None
+        self.is_hopeless = False
+        """Its last child found that another start is of no use."""
 
     def tend(self, now: float) -> None:
         """Start a child if there is none and it is time."""
@@ -49,9 +54,13 @@ class Slot:
             self.process.send_signal(number)
 
     def _mourn(self, code: int, now: float) -> None:
+        self.is_hopeless = code == HOPELESS
         steady = now - self._started_at >= _STEADY
         self._pause = _FIRST_PAUSE if steady else min(self._pause * 2, _LAST_PAUSE)
         self._start_at = now + (0.0 if steady else self._pause)
+        if self.is_hopeless:
+            logger.error("a worker process could not start; what is wrong stands above")
+            return
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         logger.error("a worker process %s; starting another in %.1f s", how, max(0.0, self._start_at - now))
 
@@ -82,6 +91,11 @@ class Supervisor:
             now = time.monotonic()
             for slot in self._slots:
                 slot.tend(now)
+            if not self._watch and all(slot.is_hopeless for slot in self._slots):
+                # It would be the same for ever; who edits the sources mends it now.
+                self._signals.append(signal.SIGTERM)
+                self._stop()
+                return 1
             self._wake.wait(_WATCH_INTERVAL if self._watch else 0.1)
             if self._once:
                 self._slots = [slot for slot in self._slots if slot.process is None or slot.process.poll() != 0]
