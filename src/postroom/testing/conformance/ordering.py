@@ -6,7 +6,7 @@ import asyncio
 
 import msgspec
 
-from postroom.broker.base import Cancel, Dead, Release
+from postroom.broker.base import Ack, Cancel, Dead, Release, Retry
 from postroom.testing.checker import out_of_order
 from postroom.testing.scene import Scene, failure, labels
 from postroom.testing.suite import proves, requires
@@ -39,6 +39,21 @@ async def test_one_of_a_key_at_a_time(scene: Scene) -> None:
         await scene.nothing(consumer)
         await scene.ack(consumer, delivery)
     assert out_of_order(scene.history, queue) == []
+
+
+@proves("C14", "I22")
+@requires("ordering")
+async def test_an_ack_among_retries_lets_its_key_go_on(scene: Scene) -> None:
+    """acks and failures of one batch are each answered, and after the ack the next of its key comes."""
+    queue = await scene.queue(ordered=True)
+    await scene.publish(
+        scene.message(queue, "x1", key="x"), scene.message(queue, "x2", key="x"), scene.message(queue, "y1", key="y")
+    )
+    consumer = await scene.consume(queue)
+    x1, y1 = sorted(await scene.take(consumer, 2), key=lambda delivery: labels([delivery]))
+    retry = Retry(delay=0.0, failure=failure())
+    assert await consumer.settle([(x1, Ack()), (y1, retry)]) == [None, None]
+    assert sorted(labels(await scene.take(consumer, 2))) == ["x2", "y1"]
 
 
 @proves("C14", "I22")

@@ -274,7 +274,9 @@ BEGIN
         );
     END IF;
     IF others IS NOT NULL THEN
-        SELECT done || o.done, lines || o.lines INTO done, lines FROM settle_others(the_sub, others, moment) AS o;
+        -- Names of their own: a column called done would be taken for what was acknowledged.
+        SELECT done || o.other_done, lines || o.other_lines INTO done, lines
+            FROM settle_others(the_sub, others, moment) AS o(other_done, other_lines);
     END IF;
     IF in_order THEN
         PERFORM advance(the_sub, array_remove(lines, NULL));
