@@ -24,6 +24,7 @@ _MEANING = {
     "patterns": "Subscriptions by topic pattern",
     "filters": "Subscriptions by header",
     "deduplication": "Idempotency keys",
+    "unique": "Unique jobs, and replacing them",
     "known_ids": "Knows an id published twice",
     "start_notes": "Charges only what had started",
     "expiry": "Expiry",

@@ -17,6 +17,7 @@ from postroom.config import (
     Isolation,
     RetryPolicy,
     Seconds,
+    Uniqueness,
     seconds,
 )
 from postroom.errors import ConfigurationError
@@ -106,6 +107,7 @@ class App:
         ordered: bool = False,
         isolation: Isolation | None = None,
         result_ttl: Seconds = RESULT_TTL,
+        unique: Uniqueness | None = None,
         transaction: Any = None,
     ) -> TaskDecorator: ...
     def task(
@@ -122,6 +124,7 @@ class App:
         ordered: bool = False,
         isolation: Isolation | None = None,
         result_ttl: Seconds = RESULT_TTL,
+        unique: Uniqueness | None = None,
         transaction: Any = None,
     ) -> Any:
         """Decorator: make a function a task.
@@ -136,6 +139,7 @@ class App:
         ``ordered``: run messages of one ``key`` one at a time, in the order they were enqueued.
         ``isolation="process"``: run in a process of its own, which may crash or be killed.
         ``result_ttl``: seconds for which status and result are kept after the end; 24 h by default.
+        ``unique``: the same call is one job ``"until_done"``, ``"until_started"``, or for so many seconds.
         ``transaction``: run each message in a transaction, with exactly one effect: it is opened, the message marked
         as by ``ctx.once``, and all committed when the function has returned; a duplicate does not run, and has the
         first result. An engine or sessionmaker of SQLAlchemy, a pool of asyncpg or psycopg, Django's connection, the
@@ -145,7 +149,7 @@ class App:
         """
         options = _handler_options(
             retry, timeout, lease, ordered, isolation, transaction,
-            priority=priority, result_ttl=seconds(result_ttl, "result_ttl"),
+            priority=priority, result_ttl=seconds(result_ttl, "result_ttl"), unique=unique,
         )  # fmt: skip
 
         def decorate(target: Callable[..., Any]) -> Task[..., Any]:
@@ -367,6 +371,7 @@ def _handler_options(
     *,
     priority: int = 0,
     result_ttl: float = RESULT_TTL,
+    unique: Uniqueness | None = None,
 ) -> HandlerOptions:
     return HandlerOptions(
         retry=retry or RetryPolicy(),
@@ -377,6 +382,7 @@ def _handler_options(
         transaction=transaction,
         priority=priority,
         result_ttl=result_ttl,
+        unique=unique,
     )
 
 

@@ -6,9 +6,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from postroom.errors import ConfigurationError
+from postroom.message import Unique
 
 Backoff = Callable[[int], float]
 """From the number of the attempt that failed (1, 2, …) to the seconds before the next one."""
@@ -17,6 +18,9 @@ Isolation = Literal["process"]
 
 Seconds = float | timedelta
 """A duration: seconds, or a ``timedelta``."""
+
+Uniqueness = Unique | Seconds
+"""How long the same call is one job: until it has ended, until it has started, or a time from when it was enqueued."""
 
 MAX_MESSAGE_SIZE = 256 * 1024
 LEASE = 30.0
@@ -104,6 +108,8 @@ class HandlerOptions:
     """``"process"``: run in a process of its own, for handlers that burn CPU or may crash."""
     priority: int = 0
     result_ttl: float = RESULT_TTL
+    unique: Uniqueness | None = None
+    """How long the same call is one job; ``None``: each is a job of its own."""
     transaction: Any = None
     """What opens the transaction the handler runs in; see ``App.task``."""
 
@@ -116,6 +122,7 @@ class HandlerOptions:
             raise ConfigurationError(f"isolation={self.isolation!r}: 'process' or None")
         if self.priority not in range(10):
             raise ConfigurationError(f"priority={self.priority!r}: 0 to 9")
+        check_unique(self.unique)
         if not self.result_ttl >= 0:
             raise ConfigurationError(f"result_ttl={self.result_ttl!r}: seconds, at least 0")
 
@@ -126,3 +133,11 @@ def seconds(value: Seconds, field: str) -> float:
     if isinstance(number, bool) or not isinstance(number, int | float) or not number >= 0 or number == float("inf"):
         raise ConfigurationError(f"{field}={value!r}: give seconds (a number, at least 0) or a timedelta")
     return float(number)
+
+
+def check_unique(value: Uniqueness | None) -> None:
+    """Raise ``ConfigurationError`` unless it is one of the words, a duration, or ``None``."""
+    if value is None or value in get_args(Unique):
+        return
+    if isinstance(value, str) or not seconds(value, "unique") > 0:
+        raise ConfigurationError(f"unique={value!r}: 'until_done', 'until_started', or seconds, more than 0")

@@ -18,6 +18,9 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 MAX_PRIORITY = 9
 
+Unique = Literal["until_done", "until_started"]
+"""How long a message keeps others with its key out: until it has ended, in whichever way, or until it first starts."""
+
 
 def new_id() -> str:
     """A fresh message id: a UUID version 7 (RFC 9562 §5.7), so ids sort by creation time."""
@@ -85,6 +88,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Messages to one topic with one key within the window are one message."""
     dedup_window: float = 86_400.0
     """Seconds for which ``idempotency_key`` is remembered."""
+    unique: Unique | None = None
+    """Instead of a window: ``idempotency_key`` is held by the first message itself, for so long."""
+    replace: bool = False
+    """If the key is held by another, that one is cancelled and this one takes its place. With ``until_started``."""
     result_ttl: float = 86_400.0
     """Seconds for which status and result are kept once the job has ended."""
 

@@ -214,6 +214,28 @@ def test_redrive(tmp_path: Path) -> None:
     assert every_step(act, tmp_path) == 6
 
 
+def test_replace(tmp_path: Path) -> None:
+    """At least one of the two is run, and only the later one if nobody died."""
+
+    async def act(folder: Path, at: int) -> bool:
+        world = World(folder)
+        witness = await started(world)
+        options = {"idempotency_key": "k", "unique": "until_started", "replace": True}
+        first, second = message(b"[1]", **options), message(b"[2]", **options)
+        await witness.publish([first])
+        alive = await survive(world, at, lambda broker: broker.publish([second]))
+        ran = [delivery.message.id for delivery in await handle(witness, lambda _: Ack())]
+        assert set(ran) <= {first.id, second.id}
+        assert len(ran) == len(set(ran)) > 0
+        assert not alive or ran == [second.id]
+        (again,) = await witness.publish([message(b"[3]", **options)])
+        assert [delivery.message.id for delivery in await handle(witness, lambda _: Ack())] == [again]
+        await witness.close()
+        return alive
+
+    assert every_step(act, tmp_path) == 8
+
+
 def test_a_receive_that_is_cancelled_gives_back(tmp_path: Path) -> None:
     async def act() -> None:
         world = World(tmp_path)
@@ -243,6 +265,7 @@ def test_what_has_ended_is_removed(tmp_path: Path) -> None:
         broker = await started(world)
         for _ in range(20):
             await broker.publish([message(result_ttl=0.0, idempotency_key=new_id(), dedup_window=10.0)])
+        await broker.publish([message(result_ttl=0.0, idempotency_key="unique", unique="until_done")])
         await broker.publish([message(result_ttl=0.0, expires_at=world.clock.now() + 1.0)])
         await handle(broker, lambda _: Ack())
         await world.clock.advance(2 * 86_400.0)

@@ -56,6 +56,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Subscriptions by header (``where``)."""
     deduplication: bool
     """``idempotency_key`` is honoured."""
+    unique: bool = False
+    """``Message.unique`` and ``replace`` are honoured."""
     known_ids: bool
     """Publishing an id that a subscription still holds or remembers makes no second message there."""
     start_notes: bool
@@ -235,8 +237,11 @@ class Broker(ABC):
         The id differs from ``message.id`` where ``idempotency_key`` had been used for the same topic,
         name and body within its window: the first message's id. Errors per message: ``IdempotencyConflict``
         (same key, other name or body), ``QueueFull``, ``MessageTooLarge``, ``TopicNotFound`` (topic never
-        declared). Publishing the same id to the same topic again is no second message for a subscription
-        that still holds or remembers it (see ``known_ids``). Raises if the outcome of the whole batch is unknown.
+        declared). With ``message.unique`` the key is held instead as long as the first message waits or runs
+        (``until_done``; dead is done), or waits for its first start (``until_started``); with ``replace`` a holder
+        that waits is cancelled, and the new message takes the key. Publishing the same id to the same topic again is
+        no second message for a subscription that still holds or remembers it (see ``known_ids``). Raises if the
+        outcome of the whole batch is unknown.
         """
 
     @abstractmethod

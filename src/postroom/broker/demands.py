@@ -16,6 +16,7 @@ def serves_all(capabilities: Capabilities) -> bool:
     """Whether no message can ask for too much."""
     return (
         capabilities.deduplication
+        and capabilities.unique
         and capabilities.expiry
         and capabilities.priorities
         and capabilities.delay is None
@@ -27,6 +28,8 @@ def unmet(capabilities: Capabilities, message: Message, now: float) -> Unsupport
     """Why the broker cannot do what ``message`` asks for; ``None`` if it can. ``now``: unix time."""
     if message.idempotency_key is not None and not capabilities.deduplication:
         return UnsupportedOperation(f"this broker knows no idempotency keys{_STORE}", "deduplication")
+    if message.unique is not None and not capabilities.unique:
+        return UnsupportedOperation(f"unique={message.unique!r}: this broker knows no unique jobs{_STORE}", "unique")
     if message.priority and not capabilities.priorities:
         return UnsupportedOperation(
             f"priority={message.priority}: this broker has no priorities{_ANOTHER}", "priorities"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from postroom.config import DEDUP_WINDOW, Seconds, seconds
+from postroom.config import DEDUP_WINDOW, Seconds, Uniqueness, check_unique, seconds
 from postroom.errors import ConfigurationError, ValidationError
 from postroom.message import MAX_PRIORITY
 
@@ -33,6 +33,12 @@ class PublishOptions:
     headers: Mapping[str, str] | None = None
     expires_in: Seconds | None = None
     """Not started later than so long from now."""
+    unique: Uniqueness | None = None
+    """The same call is one job until it has ended (``"until_done"``), until it has started (``"until_started"``), or
+    for a time. The same call: the same ``idempotency_key`` if one is given, else the same arguments. ``None``: as
+    the task says."""
+    replace: bool = False
+    """With ``unique="until_started"``: a job that still waits is cancelled, and this one takes its place."""
     transaction: Any = None
     """A connection to the broker's own database: the message exists if and only if its open transaction commits."""
 
@@ -49,6 +55,7 @@ class PublishOptions:
             raise ValidationError(f"priority={self.priority!r}: a number from 0 to {MAX_PRIORITY}", field="priority")
         if self.expires_in is not None and not seconds(self.expires_in, "expires_in") > 0:
             raise ValidationError(f"expires_in={self.expires_in!r}: seconds, more than 0", field="expires_in")
+        check_unique(self.unique)
         _check_text(self.key, "key")
         _check_text(self.idempotency_key, "idempotency_key")
         _check_headers(self.headers or {})

@@ -11,11 +11,12 @@ from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
-from postroom.config import Seconds
+from postroom.config import Seconds, Uniqueness
 from postroom.context import Context
-from postroom.errors import PostroomError, PublishFailed
+from postroom.errors import ConfigurationError, PostroomError, PublishFailed
 from postroom.handler import TaskHandler
 from postroom.message import Message, new_id
+from postroom.producer import unique as uniqueness
 from postroom.producer.job import Job
 from postroom.producer.options import NO_OPTIONS, PublishOptions
 from postroom.producer.publisher import Answers
@@ -95,6 +96,16 @@ class Producing(Generic[P, T]):
         handler = self._handler
         message_id = new_id()
         body = handler.encode(args, kwargs)
+        fields = self._outlet.fields(self._options, handler.options)
+        wanted = self._unique
+        if wanted is not None:
+            if handler.uploads:
+                raise ConfigurationError(
+                    f"{handler.label}: unique: two copies of one file are not known to be the same"
+                )
+            fields |= uniqueness.fields(
+                wanted, self._options.replace, self._options.idempotency_key, handler.name, body
+            )
         if handler.uploads:
             body = self._outlet.keep_uploads(handler, message_id, body)
         return Message(
@@ -102,8 +113,12 @@ class Producing(Generic[P, T]):
             topic=handler.subscription,
             name=handler.name,
             body=body,
-            **self._outlet.fields(self._options, handler.options),
+            **fields,
         )
+
+    @property
+    def _unique(self) -> Uniqueness | None:
+        return self._handler.options.unique if self._options.unique is None else self._options.unique
 
     def _job(self, answer: str | PostroomError, message: Message) -> Job[T]:
         if isinstance(answer, PostroomError):
@@ -155,6 +170,8 @@ class Task(Producing[P, T]):
         idempotency_key: str | None = None,
         headers: dict[str, str] | None = None,
         expires_in: Seconds | None = None,
+        unique: Uniqueness | None = None,
+        replace: bool = False,
         transaction: Any = None,
     ) -> Producing[P, T]:
         """The same task under these options; see :class:`postroom.producer.options.PublishOptions`.
@@ -169,8 +186,11 @@ class Task(Producing[P, T]):
             idempotency_key=idempotency_key,
             headers=headers,
             expires_in=expires_in,
+            unique=unique,
+            replace=replace,
             transaction=transaction,
         )
+        uniqueness.check(self._handler.options.unique if unique is None else unique, replace)
         return Producing(self._handler, self._outlet, options)
 
     def _local_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from postroom.doctor import Finding
-from postroom.errors import PostroomError
+from postroom.errors import PostroomError, UnsupportedOperation
 from postroom.message import Failure, JobRecord, JobState, Message, Progress
 
 CancelAnswer = Literal["cancelled", "requested", "finished", "unknown"]
@@ -62,6 +62,8 @@ class Admission(NamedTuple):
     """Its own, or that of the first message with its idempotency key."""
     publish: bool
     """Whether the broker is still to be given it; false if the earlier one is known to be there."""
+    replaces: str | None = None
+    """The message that waits under its key, to be cancelled once the broker has this one."""
 
 
 class Claim(NamedTuple):
@@ -111,6 +113,8 @@ class Store(ABC):
     Raises ``BrokerUnavailable`` where it cannot answer.
     """
 
+    unique: ClassVar[bool] = False
+    """``Message.unique`` and ``replace`` are honoured by ``admit`` and ``replaced``."""
     jobs: JobStore
     """Deliveries are told by ``Delivery.receipt.token``."""
 
@@ -137,13 +141,19 @@ class Store(ABC):
     async def admit(self, messages: Sequence[Message]) -> list[Admission | PostroomError]:
         """Before publishing: remember each for the subscriptions that will get it, and its key.
 
-        ``IdempotencyConflict`` for a key with another payload. After a crash here the key leads to a message
+        ``IdempotencyConflict`` for a key with another payload; keys of unique messages as in ``Broker.publish``.
+        After a crash here the key leads to a message
         nobody was promised; whoever uses the key again publishes it, under the same id.
         """
 
     @abstractmethod
     async def confirm(self, ids: Sequence[str]) -> None:
         """After the broker has confirmed: nobody need publish these again."""
+
+    async def replaced(self, ids: Sequence[str]) -> None:
+        """After what replaces these was confirmed: they are cancelled if they still wait. After a crash before it
+        both are there."""
+        raise UnsupportedOperation(f"{type(self).__name__} knows no unique jobs", "unique")
 
     @abstractmethod
     async def withdraw(self, ids: Sequence[str]) -> None:

@@ -70,7 +70,9 @@ class StoredBroker(Broker):
 
     @property
     def capabilities(self) -> Capabilities:  # type: ignore[override]
-        return msgspec.structs.replace(self._broker.capabilities, jobs=True, deduplication=True, known_ids=True)
+        return msgspec.structs.replace(
+            self._broker.capabilities, jobs=True, deduplication=True, unique=self._store.unique, known_ids=True
+        )
 
     @property
     def jobs(self) -> JobStore:
@@ -105,15 +107,22 @@ class StoredBroker(Broker):
             admission.id if isinstance(admission, Admission) else admission for admission in admissions
         ]
         fresh: dict[str, Message] = {}
+        replaced: dict[str, str] = {}
         for message, admission in zip(messages, admissions, strict=True):
             if isinstance(admission, Admission) and admission.publish:
                 fresh.setdefault(admission.id, self._marked(message, admission.id))
+                if admission.replaces is not None:
+                    replaced[admission.id] = admission.replaces
         if not fresh:
             return answers
         told = dict(zip(fresh, await self._broker.publish(list(fresh.values())), strict=True))
         stored = [job_id for job_id, answer in told.items() if isinstance(answer, str)]
         if stored:
             await self._store.confirm(stored)
+            over = [replaced[job_id] for job_id in stored if job_id in replaced]
+            if over:
+                # Only now may they go: a crash before it leaves both, never neither.
+                await self._store.replaced(over)
         if len(stored) < len(told):
             await self._store.withdraw([job_id for job_id in told if job_id not in stored])
         return [told.get(answer, answer) if isinstance(answer, str) else answer for answer in answers]

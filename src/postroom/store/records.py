@@ -5,12 +5,13 @@ SQL here numbers its parameters ``?1, ?2 …``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
-from postroom.message import Failure, JobRecord, JobState, Progress
+from postroom.message import Failure, JobRecord, JobState, Progress, Unique
 from postroom.store.base import Again, Buried, CancelAnswer, Cancelled, Claim, Done, End
 
 # What a record is. A waiting one is scheduled, ready, retrying or expired: times and attempts say which.
@@ -40,6 +41,15 @@ MEMORY = 3600.0
 is not run again."""
 UNCONFIRMED = 86_400.0
 """Seconds after which the record of a publish that was never confirmed goes: nobody was promised anything."""
+
+_FRESH_ROW = "(expires_at IS NULL OR expires_at > {now})"
+HOLDS: dict[Unique | None, str] = {
+    "until_done": f"(state = {RUNNING} OR state = {WAITING} AND {_FRESH_ROW})",
+    "until_started": f"state = {WAITING} AND attempt = 1 AND {_FRESH_ROW}",
+}
+"""What a record is while it holds the key of a unique message; ``{now}`` is to be filled in."""
+FOREVER = math.inf
+"""The end of a window that lasts as long as the record of its message."""
 
 COLUMNS = (
     "state", "attempt", "confirmed", "buried", "cancel", "copy", "token", "due", "started_at", "finished_at",

@@ -49,6 +49,7 @@ class MemoryBroker(Broker):
         patterns=True,
         filters=True,
         deduplication=True,
+        unique=True,
         known_ids=True,
         start_notes=True,
         expiry=True,

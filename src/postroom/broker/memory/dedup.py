@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from hashlib import sha256
+from math import inf
 from typing import NamedTuple
 
 from postroom.errors import IdempotencyConflict
@@ -23,11 +24,14 @@ class Dedup:
         self._firsts: dict[tuple[str, str], _First] = {}
         self._ends: list[tuple[float, tuple[str, str]]] = []
 
+    def holder(self, message: Message) -> str | None:
+        """The id of the first message with the key of this one, if there is one."""
+        first = self._firsts.get((message.topic, message.idempotency_key or ""))
+        return None if first is None else first.id
+
     def find(self, message: Message) -> str | IdempotencyConflict | None:
-        """The id of the first message with the key of this one; an error if the two differ; ``None`` if it is first."""
-        if message.idempotency_key is None:
-            return None
-        first = self._firsts.get((message.topic, message.idempotency_key))
+        """The same; an error if the two differ."""
+        first = self._firsts.get((message.topic, message.idempotency_key or ""))
         if first is None:
             return None
         if first.fingerprint != _fingerprint(message):
@@ -40,9 +44,16 @@ class Dedup:
     def remember(self, message: Message, now: float) -> None:
         if message.idempotency_key is None:
             return
-        key, until = (message.topic, message.idempotency_key), now + message.dedup_window
+        key = (message.topic, message.idempotency_key)
+        until = inf if message.unique is not None else now + message.dedup_window
         self._firsts[key] = _First(message.id, _fingerprint(message), until)
-        heapq.heappush(self._ends, (until, key))
+        if message.unique is None:
+            heapq.heappush(self._ends, (until, key))
+
+    def release(self, message: Message) -> None:
+        """Nothing is left of a message: the key that only it held is free."""
+        if message.unique is not None and self.holder(message) == message.id:
+            del self._firsts[(message.topic, message.idempotency_key or "")]
 
     def forget(self, now: float) -> None:
         """Drop the keys whose window is over."""

@@ -155,17 +155,20 @@ class State:
         topic = self._topics.get(message.topic)
         if topic is None:
             return TopicNotFound(f"no queue or topic {message.topic!r}; declare it first")
-        first = self._dedup.find(message)
+        replaced = self._replaced_by(message)
+        first = self._dedup.find(message) if not replaced and self._is_held(message) else None
         if first is not None:
             return first
         holders = self.by_id.get(message.id, {})
         wanting = self._wanting(message)
         targets = [state for state in wanting if state.name not in holders]
-        full = [state.name for state in targets if state.full]
+        full = [state.name for state in targets if state.full and not replaced]
         if full:
             return QueueFull(f"{', '.join(full)}: as many messages wait as its limit allows; try again later")
         if holders and not targets:
             return message.id
+        for copy in replaced:
+            self._cancel(copy)
         for state in targets:
             self._add(state, message)
         if not wanting:
@@ -173,6 +176,25 @@ class State:
         topic.retain(message, self.now)
         self._dedup.remember(message, self.now)
         return message.id
+
+    def _is_held(self, message: Message) -> bool:
+        """Whether the key of this message leads to an earlier one."""
+        if message.unique is None:
+            return message.idempotency_key is not None
+        return bool(self._holding(message))
+
+    def _replaced_by(self, message: Message) -> list[Copy]:
+        # Published once more, under its own id, a message does not replace itself.
+        return [copy for copy in self._holding(message) if message.replace and copy.message.id != message.id]
+
+    def _holding(self, message: Message) -> list[Copy]:
+        """What keeps the key of a unique message."""
+        waiting = (JobState.SCHEDULED, JobState.READY)
+        return [
+            copy
+            for copy in self.copies_of(self._dedup.holder(message) or "")
+            if (copy.end is None if message.unique == "until_done" else copy.state(self.now) in waiting)
+        ]
 
     def replay(self, state: SubscriptionState, since: float | None) -> int:
         replayed = 0
@@ -297,6 +319,7 @@ class State:
         del siblings[state.name]
         if not siblings:
             del self.by_id[message_id]
+            self._dedup.release(copy.message)
         copy.forget_at = None
         copy.end = copy.end or JobState.CANCELLED
         copy.lease = None

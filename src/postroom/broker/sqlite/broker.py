@@ -50,6 +50,7 @@ class SQLiteBroker(Broker):
         patterns=True,
         filters=True,
         deduplication=True,
+        unique=True,
         known_ids=True,
         start_notes=True,
         expiry=True,

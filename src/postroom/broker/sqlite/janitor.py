@@ -32,6 +32,12 @@ def step(connection: sqlite3.Connection, now: float) -> None:
     if old:
         seqs = msgspec.json.encode([seq for (seq,) in old]).decode()
         connection.execute("DELETE FROM failure WHERE seq IN (SELECT value FROM json_each(?))", (seqs,))
+        # Keys held by unique messages have no window: they go with what held them.
+        connection.execute(
+            "DELETE FROM dedup WHERE until = 9e999 AND (topic, key, id) IN (SELECT topic, idempotency_key, id "
+            "FROM message WHERE seq IN (SELECT value FROM json_each(?)) AND idempotency_key IS NOT NULL)",
+            (seqs,),
+        )
         connection.execute("DELETE FROM message WHERE seq IN (SELECT value FROM json_each(?))", (seqs,))
     connection.execute("DELETE FROM log WHERE seq IN (SELECT seq FROM log WHERE purge_at <= ? LIMIT ?)", (now, STEP))
     connection.execute(

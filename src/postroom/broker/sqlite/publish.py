@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import msgspec
@@ -12,9 +13,9 @@ import msgspec
 from postroom.broker.sqlite import settle
 from postroom.broker.sqlite.filetime import FileClock
 from postroom.broker.sqlite.routing import Destination, Route, Routes
-from postroom.broker.sqlite.schema import SUCCEEDED, WAITING
+from postroom.broker.sqlite.schema import CANCELLED, SUCCEEDED, WAITING
 from postroom.errors import IdempotencyConflict, PostroomError, QueueFull, TopicNotFound
-from postroom.message import Message
+from postroom.message import Message, Unique
 
 _INSERT = """
 INSERT OR IGNORE INTO message
@@ -31,6 +32,14 @@ _LOG = "INSERT INTO log (topic, published_at, purge_at, message) VALUES (?, ?, ?
 _IN_LINE = "SELECT 1 FROM message WHERE sub = ? AND line = ? LIMIT 1"
 _KNOWN_KEY = "SELECT id, fingerprint FROM dedup WHERE topic = ? AND key = ? AND until > ?"
 _REMEMBER_KEY = "REPLACE INTO dedup VALUES (?, ?, ?, ?, ?)"
+_HOLDER = (
+    "SELECT m.seq, m.id FROM dedup AS d JOIN message AS m ON m.id = d.id WHERE d.topic = ? AND d.key = ? "
+    "AND (m.expires_at IS NULL OR m.expires_at > ? OR m.state = 1)"
+)
+_HOLDS: dict[Unique | None, str] = {
+    "until_done": f"{_HOLDER} AND m.state IN (0, 1)",
+    "until_started": f"{_HOLDER} AND m.state = 0 AND m.failures = 0",
+}
 _LIVE = "UPDATE subscription SET live = live + ? WHERE id = ?"
 
 _Run = tuple[str, list[tuple[Any, ...]]]
@@ -48,11 +57,14 @@ class Publication:
         self._routes = routes
         self._clock = clock
         self._now = clock.now()
+        self._room: dict[int, int] = {}
+        self._begin()
+        self._keys: dict[tuple[str, str], tuple[str, bytes]] = {}
+
+    def _begin(self) -> None:
         self._runs: dict[int, list[_Run]] = {}
         self._logged: list[tuple[Any, ...]] = []
-        self._room: dict[int, int] = {}
         self._lines: set[tuple[int, str]] = set()
-        self._keys: dict[tuple[str, str], tuple[str, bytes]] = {}
 
     def store(self, messages: Sequence[Message]) -> list[str | PostroomError]:
         """Returns the id or the error of each."""
@@ -98,13 +110,20 @@ class Publication:
         destination = self._routes.destination(message.topic)
         if destination is None:
             return TopicNotFound(f"no topic or queue {message.topic!r} was ever declared on this broker")
-        if message.idempotency_key is not None:
+        replaced: list[int] = []
+        if message.unique is not None:
+            # Whether it is held is told by rows: those of this batch must be among them.
+            self._write()
+            replaced = self._replaced_by(message)
+        if message.idempotency_key is not None and not replaced:
             known = self._known(message)
             if known is not None:
                 return known
-        full = self._refusal(message, destination)
+        full = None if replaced else self._refusal(message, destination)
         if full is not None:
             return full
+        for seq in replaced:
+            settle.end(self._connection, self._now, CANCELLED, seq)
         if message.idempotency_key is not None:
             self._remember(message)
         wanted = False
@@ -184,7 +203,7 @@ class Publication:
         found = self._keys.get(place)
         if found is None:
             found = self._connection.execute(_KNOWN_KEY, (*place, self._now)).fetchone()
-        if found is None:
+        if found is None or (message.unique is not None and not self._held(message)):
             return None
         if bytes(found[1]) != fingerprint(message):
             return IdempotencyConflict(
@@ -197,7 +216,18 @@ class Publication:
         place = (message.topic, str(message.idempotency_key))
         mark = fingerprint(message)
         self._keys[place] = (message.id, mark)
-        self._connection.execute(_REMEMBER_KEY, (*place, message.id, mark, self._now + message.dedup_window))
+        until = inf if message.unique is not None else self._now + message.dedup_window
+        self._connection.execute(_REMEMBER_KEY, (*place, message.id, mark, until))
+
+    def _replaced_by(self, message: Message) -> list[int]:
+        # Published once more, under its own id, a message does not replace itself.
+        held = self._held(message) if message.replace else []
+        return [seq for seq, job_id in held if job_id != message.id]
+
+    def _held(self, message: Message) -> list[tuple[int, str]]:
+        """The rows that hold the key of a unique message."""
+        found = self._connection.execute(_HOLDS[message.unique], (message.topic, message.idempotency_key, self._now))
+        return found.fetchall()
 
     def _log(self, message: Message, retention: float) -> None:
         self._logged.append(
@@ -228,6 +258,7 @@ class Publication:
                 settle.advance(connection, sub, line)
         if self._logged:
             connection.executemany(_LOG, self._logged)
+        self._begin()
 
 
 def copy_retained(connection: sqlite3.Connection, clock: FileClock, message: Message, sub: int, ordered: bool) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from typing import Any, TypeVar
 
 import asyncpg
@@ -17,7 +17,7 @@ from postroom.message import Message
 from postroom.store.base import Admission, Again, Claim, End, Store
 from postroom.store.postgresql import claims, schema
 from postroom.store.postgresql.jobs import PostgreSQLStoreJobs
-from postroom.store.records import DEAD, MEMORY, PURGED, SUCCEEDED, UNCONFIRMED, WAITING
+from postroom.store.records import CANCELLED, DEAD, HOLDS, MEMORY, PURGED, SUCCEEDED, UNCONFIRMED, WAITING
 from postroom.store.routing import Routes, encode
 
 logger = logging.getLogger("postroom.store")
@@ -42,10 +42,22 @@ INSERT INTO dedup AS known VALUES ($1, $2, $3, $4, $5, false) ON CONFLICT (topic
 SET id = excluded.id, fingerprint = excluded.fingerprint, until = excluded.until, confirmed = false
 WHERE known.until <= $6 RETURNING id
 """
+_HOLD = """
+INSERT INTO dedup VALUES ($1, $2, $3, $4, 'Infinity', false) ON CONFLICT DO NOTHING RETURNING id
+"""
+_TAKE = """
+UPDATE dedup SET id = $3, fingerprint = $4, until = 'Infinity', confirmed = false WHERE topic = $1 AND key = $2
+"""
+_REPLACED = f"""
+UPDATE record SET state = {CANCELLED}, finished_at = $2, purge_at = $2 + result_ttl
+WHERE id = ANY($1::text[]) AND state = {WAITING}
+"""
 
 
 class PostgreSQLStore(Store):
     """``postgresql://user:password@host/database``; the tables are in the schema ``postroom``."""
+
+    unique = True
 
     def __init__(self, url: str, *, clock: Clock | None = None) -> None:
         """``clock`` replaces the machine's clock, for tests. Options of the URL are those of asyncpg, as ``ssl``."""
@@ -152,6 +164,9 @@ class PostgreSQLStore(Store):
 
         await self.transact(run)
 
+    async def replaced(self, ids: Sequence[str]) -> None:
+        await self.transact(lambda connection: connection.execute(_REPLACED, sorted(ids), self.now()))
+
     async def withdraw(self, ids: Sequence[str]) -> None:
         async def run(connection: Any) -> None:
             gone = await connection.fetch(
@@ -223,7 +238,13 @@ class PostgreSQLStore(Store):
             ):
                 # Those that another process just uses can wait; so can the sweep of another.
                 chosen = f"SELECT ctid FROM {table} WHERE {ended} LIMIT {_STEP} FOR UPDATE SKIP LOCKED"
-                await connection.execute(f"DELETE FROM {table} WHERE ctid = ANY(ARRAY({chosen}))", *bindings)
+                sql = f"DELETE FROM {table} WHERE ctid = ANY(ARRAY({chosen})) RETURNING id"
+                gone = [row[0] for row in await connection.fetch(sql, *bindings)]
+                if table == "record":
+                    # Keys held by unique messages have no window: they go with what held them.
+                    await connection.execute(
+                        "DELETE FROM dedup WHERE id = ANY($1::text[]) AND until = 'Infinity'", sorted(gone)
+                    )
 
         await self.transact(run)
 
@@ -248,7 +269,8 @@ class PostgreSQLStore(Store):
         # In one order everywhere: two batches with the same keys must not wait for each other.
         keyed = [(m.topic, m.idempotency_key, n) for n, m in enumerate(messages) if m.idempotency_key is not None]
         for _, _, number in sorted(keyed):
-            verdicts[number] = await self._first_with_key(connection, messages[number])
+            earlier = {verdict.id for verdict in verdicts.values() if isinstance(verdict, Admission)}
+            verdicts[number] = await self._first_with_key(connection, messages[number], earlier)
         rows: list[tuple[Any, ...]] = []
         ids: dict[int, str] = {}
         for number, message in enumerate(messages):
@@ -261,7 +283,10 @@ class PostgreSQLStore(Store):
         if rows:
             await connection.executemany(_INSERT, sorted(rows, key=lambda row: row[:2]))
             known = dict(await connection.fetch(_KNOWN, sorted(set(ids.values()))))
-            verdicts |= {n: Admission(job_id, publish=not known.get(job_id, False)) for n, job_id in ids.items()}
+            for n, job_id in ids.items():
+                before = verdicts.get(n)
+                replaces = before.replaces if isinstance(before, Admission) else None
+                verdicts[n] = Admission(job_id, publish=not known.get(job_id, False), replaces=replaces)
         return [verdicts[number] for number in range(len(messages))]
 
     def _rows(self, message: Message, job_id: str) -> list[tuple[Any, ...]]:
@@ -275,13 +300,20 @@ class PostgreSQLStore(Store):
         tail = (WAITING, due, message.created_at, None, message.expires_at, ttl, forgotten)
         return [(job_id, sub, *head, *tail) for sub in subs]
 
-    async def _first_with_key(self, connection: Any, message: Message) -> Admission | PostroomError:
-        """The message its key leads to, from now on at least. Waits for another that is just being admitted."""
+    async def _first_with_key(self, connection: Any, message: Message, earlier: Set[str]) -> Admission | PostroomError:
+        """The message its key leads to, from now on at least. Waits for another that is just being admitted.
+
+        ``earlier``: ids of this batch, which have no records yet.
+        """
         # What two messages under one key must share.
         fingerprint = hashlib.sha256(message.name.encode() + b"\0" + message.body).digest()
         now = self.now()
         place = (message.topic, message.idempotency_key)
-        if await connection.fetchval(_KEY, *place, message.id, fingerprint, now + message.dedup_window, now):
+        if message.unique is not None:
+            taken = await self._take_key(connection, message, fingerprint, earlier)
+            if taken is not None:
+                return taken
+        elif await connection.fetchval(_KEY, *place, message.id, fingerprint, now + message.dedup_window, now):
             return Admission(message.id, publish=True)
         first, known, confirmed = await connection.fetchrow(
             "SELECT id, fingerprint, confirmed FROM dedup WHERE topic = $1 AND key = $2", *place
@@ -291,6 +323,25 @@ class PostgreSQLStore(Store):
                 f"idempotency key {message.idempotency_key!r} was used for another payload (job {first})"
             )
         return Admission(first, publish=not confirmed)
+
+    async def _take_key(
+        self, connection: Any, message: Message, fingerprint: bytes, earlier: Set[str]
+    ) -> Admission | None:
+        """Let a unique message hold its key, if no other does or it is to be replaced."""
+        place = (message.topic, message.idempotency_key)
+        first = None
+        while first is None:
+            if await connection.fetchval(_HOLD, *place, message.id, fingerprint):
+                return Admission(message.id, publish=True)
+            # Swept in between: then it can be held after all.
+            sql = "SELECT id FROM dedup WHERE topic = $1 AND key = $2 FOR UPDATE"
+            first = await connection.fetchval(sql, *place)
+        held = f"SELECT 1 FROM record WHERE id = $1 AND {HOLDS[message.unique].format(now='$2')} LIMIT 1"
+        holds = first in earlier or await connection.fetchval(held, first, self.now()) is not None
+        if holds and (not message.replace or first == message.id):
+            return None
+        await connection.execute(_TAKE, *place, message.id, fingerprint)
+        return Admission(message.id, publish=True, replaces=first if holds else None)
 
     async def _refresh(self, connection: Any) -> None:
         """Read the topology again if another process has declared something."""

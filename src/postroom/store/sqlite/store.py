@@ -20,7 +20,7 @@ from postroom.doctor import Finding
 from postroom.errors import BrokerUnavailable, ConfigurationError, IdempotencyConflict, PostroomError
 from postroom.message import Message
 from postroom.store.base import Admission, Again, Claim, End, Store
-from postroom.store.records import DEAD, MEMORY, PURGED, SUCCEEDED, UNCONFIRMED, WAITING
+from postroom.store.records import CANCELLED, DEAD, FOREVER, HOLDS, MEMORY, PURGED, SUCCEEDED, UNCONFIRMED, WAITING
 from postroom.store.routing import Routes
 from postroom.store.sqlite import claims, routes
 from postroom.store.sqlite.jobs import SQLiteStoreJobs
@@ -38,10 +38,15 @@ _INSERT = """
 INSERT INTO record (id, sub, topic, name, state, due, created_at, finished_at, expires_at, result_ttl, purge_at)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
 """
+_REPLACED = f"""
+UPDATE record SET state = {CANCELLED}, finished_at = ?1, purge_at = ?1 + result_ttl WHERE id = ?2 AND state = {WAITING}
+"""
 
 
 class SQLiteStore(Store):
     """``sqlite:///relative.db`` or ``sqlite:////absolute.db``; not the file of a SQLite broker."""
+
+    unique = True
 
     def __init__(self, url: str, *, clock: Clock | None = None) -> None:
         """``clock`` replaces the machine's clock, for tests. Raises ``ConfigurationError`` for a malformed URL."""
@@ -94,6 +99,10 @@ class SQLiteStore(Store):
             connection.executemany("UPDATE dedup SET confirmed = 1 WHERE id = ? AND confirmed = 0", rows)
 
         await self._write(run)
+
+    async def replaced(self, ids: Sequence[str]) -> None:
+        rows = [(self.now(), job_id) for job_id in ids]
+        await self._write(lambda connection: connection.executemany(_REPLACED, rows))
 
     async def withdraw(self, ids: Sequence[str]) -> None:
         def run(connection: sqlite3.Connection) -> None:
@@ -166,12 +175,12 @@ class SQLiteStore(Store):
         await self._write(run)
 
     def _admit(self, connection: sqlite3.Connection, message: Message) -> Admission | PostroomError:
-        job_id = message.id
+        job_id, replaces = message.id, None
         if message.idempotency_key is not None:
             known = self._first_with_key(connection, message)
             if isinstance(known, PostroomError) or not known.publish:
                 return known
-            job_id = known.id
+            job_id, replaces = known.id, known.replaces
         now = self.now()
         due = max(now, message.not_before or now)
         forgotten = None if message.expires_at is None else message.expires_at + message.result_ttl
@@ -183,7 +192,7 @@ class SQLiteStore(Store):
             unwanted = (SUCCEEDED, due, message.created_at, now, None, message.result_ttl, now + message.result_ttl)
             connection.execute(_INSERT, (job_id, "", message.topic, message.name, *unwanted))
         found = connection.execute("SELECT max(confirmed OR copy IS NOT NULL) FROM record WHERE id = ?", (job_id,))
-        return Admission(job_id, publish=not found.fetchone()[0])
+        return Admission(job_id, publish=not found.fetchone()[0], replaces=replaces)
 
     def _first_with_key(self, connection: sqlite3.Connection, message: Message) -> Admission | PostroomError:
         """The message its key leads to, from now on at least."""
@@ -194,18 +203,29 @@ class SQLiteStore(Store):
             "SELECT id, fingerprint, confirmed FROM dedup WHERE topic = ? AND key = ? AND until > ?",
             (message.topic, message.idempotency_key, now),
         ).fetchone()
+        replaces = None
+        if found is not None and message.unique is not None:
+            held = self._holds(connection, found[0], message)
+            replaces = found[0] if held and message.replace and found[0] != message.id else None
+            found = found if held and replaces is None else None
         if found is None:
+            until = FOREVER if message.unique is not None else now + message.dedup_window
             connection.execute(
                 "INSERT OR REPLACE INTO dedup VALUES (?, ?, ?, ?, ?, 0)",
-                (message.topic, message.idempotency_key, message.id, fingerprint, now + message.dedup_window),
+                (message.topic, message.idempotency_key, message.id, fingerprint, until),
             )
-            return Admission(message.id, publish=True)
+            return Admission(message.id, publish=True, replaces=replaces)
         first, known, confirmed = found
         if known != fingerprint:
             return IdempotencyConflict(
                 f"idempotency key {message.idempotency_key!r} was used for another payload (job {first})"
             )
         return Admission(first, publish=not confirmed)
+
+    def _holds(self, connection: sqlite3.Connection, job_id: str, message: Message) -> bool:
+        """Whether the message of this id keeps a unique one out."""
+        sql = f"SELECT 1 FROM record WHERE id = ?1 AND {HOLDS[message.unique].format(now='?2')} LIMIT 1"
+        return connection.execute(sql, (job_id, self.now())).fetchone() is not None
 
     async def _each(self, sql: str, subscription: str, ids: Sequence[str], *more: float) -> None:
         rows = [(job_id, subscription, *more) for job_id in ids]
@@ -225,15 +245,16 @@ class SQLiteStore(Store):
     def sweep(self, connection: sqlite3.Connection) -> None:
         """Remove some of what has ended long enough ago, in the open transaction."""
         now = self.now()
-        connection.execute(
-            "DELETE FROM record WHERE seq IN (SELECT seq FROM record WHERE purge_at <= ? LIMIT ?)",
-            (now - MEMORY, _STEP),
-        )
-        connection.execute(
-            "DELETE FROM record WHERE seq IN "
-            f"(SELECT seq FROM record WHERE confirmed = 0 AND created_at <= ? AND state = {WAITING} LIMIT ?)",
-            (now - UNCONFIRMED, _STEP),
-        )
+        for ended, before in (
+            ("purge_at <= ?", now - MEMORY),
+            (f"confirmed = 0 AND created_at <= ? AND state = {WAITING}", now - UNCONFIRMED),
+        ):
+            gone = connection.execute(
+                f"DELETE FROM record WHERE seq IN (SELECT seq FROM record WHERE {ended} LIMIT ?) RETURNING id",
+                (before, _STEP),
+            ).fetchall()
+            # Keys held by unique messages have no window: they go with what held them.
+            connection.executemany("DELETE FROM dedup WHERE id = ? AND until = 9e999", gone)
         connection.execute(
             "DELETE FROM dedup WHERE (topic, key) IN (SELECT topic, key FROM dedup WHERE until <= ? LIMIT ?)",
             (now, _STEP),

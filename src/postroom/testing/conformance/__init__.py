@@ -30,6 +30,7 @@ from postroom.testing.conformance import (  # noqa: F401
     retention,
     settle,
     timing,
+    unique,
 )
 from postroom.testing.suite import SUITE
 

@@ -112,6 +112,32 @@ class IgnoresDedup(DefectiveBroker):
         return await super().publish([msgspec.structs.replace(m, idempotency_key=None) for m in messages])
 
 
+class IgnoresUniqueness(DefectiveBroker):
+    """Every unique message is one of its own."""
+
+    async def publish(self, messages: Sequence[Message]) -> list[str | PostroomError]:
+        return await super().publish(
+            [msgspec.structs.replace(m, unique=None, idempotency_key=None if m.unique else m.idempotency_key)
+             for m in messages]
+        )  # fmt: skip
+
+
+class HoldsKeysForGood(DefectiveBroker):
+    """The key of a unique message is held for the usual window, whatever becomes of it."""
+
+    async def publish(self, messages: Sequence[Message]) -> list[str | PostroomError]:
+        return await super().publish([msgspec.structs.replace(m, unique=None, replace=False) for m in messages])
+
+
+class ReplacesNothing(DefectiveBroker):
+    """What is to be replaced stays beside what replaces it."""
+
+    async def publish(self, messages: Sequence[Message]) -> list[str | PostroomError]:
+        return await super().publish(
+            [msgspec.structs.replace(m, unique=None, idempotency_key=None) if m.replace else m for m in messages]
+        )
+
+
 class IgnoresExpiry(DefectiveBroker):
     """Delivers however late."""
 
