@@ -122,6 +122,7 @@ class SimulatedApp(App):
             self.bank.move(connection, label, amount)
             await asyncio.sleep(0)
             connection.execute("COMMIT")
+        self.process.machine.note(self.process, f"paid {label}")
 
     def _mark(self, ctx: Context, connection: Any) -> None:
         ctx.once(connection)

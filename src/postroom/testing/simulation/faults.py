@@ -137,5 +137,36 @@ class Faults:
         self.machine.note(None, f"the clock is set by {seconds:+.1f} s")
 
 
+class DeathAt(Faults):
+    """Nothing goes wrong but this: the first worker dies at one place, chosen by its number."""
+
+    def __init__(self, place: int) -> None:
+        """``place``: its steps and statements count from 1; at 0 it does not die."""
+        super().__init__(Random(0), Rates(), lease=0.0)
+        self._place = place
+        self.times: list[float] = []
+        """When each place was passed."""
+
+    def before_step(self, process: Process) -> bool:
+        if self._is_here(process):
+            self._count("death")
+            self.machine.kill(process)
+        return process.dead
+
+    def before_statement(self, process: Process, sql: str) -> None:
+        if self._is_here(process):
+            self._die(process, f"dies before {_short(sql)}")
+
+    def after_statement(self, process: Process, sql: str) -> None:
+        if self._is_here(process):
+            self._die(process, f"dies after {_short(sql)}")
+
+    def _is_here(self, process: Process) -> bool:
+        if process.name != "worker1.1":
+            return False
+        self.times.append(self.machine.monotonic)
+        return len(self.times) == self._place
+
+
 def _short(sql: str) -> str:
     return " ".join(sql.split())[:60]

@@ -95,7 +95,8 @@ def _note(app: SimulatedApp, order: Order, job: Job[Any]) -> None:
 async def look(app: SimulatedApp, orders: Sequence[Order], random: Random) -> None:
     """A client: looks at jobs, and cancels some."""
     machine, observed = app.process.machine, app.observed
-    watched = random.sample([order for order in orders if not order.joined], _WATCHED)
+    watched = [order for order in orders if not order.joined]
+    watched = random.sample(watched, min(_WATCHED, len(watched)))
     unwanted = [order for order in orders if order.unwanted]
     while True:
         await asyncio.sleep(random.random() * 2 * _PAUSE)

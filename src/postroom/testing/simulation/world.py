@@ -22,7 +22,7 @@ from postroom.testing.simulation.bank import Bank
 from postroom.testing.simulation.faults import CALM_AFTER, Faults
 from postroom.testing.simulation.line import Line
 from postroom.testing.simulation.machine import Machine, Process, Stuck
-from postroom.testing.simulation.observed import Observed
+from postroom.testing.simulation.observed import Observed, Order
 from postroom.testing.simulation.trace import KEPT, Trace
 from postroom.testing.simulation.verdict import violations
 
@@ -32,7 +32,6 @@ Program = Callable[[SimulatedApp], Coroutine[Any, Any, None]]
 _MAX_STEPS = 400_000
 _PATIENCE = 120.0
 """Simulated seconds after the last fault within which everything must be done."""
-_WORKERS = 3
 _MEMORY = Path("/dev/shm")
 
 
@@ -53,6 +52,14 @@ class Setting(NamedTuple):
 
     app: type[SimulatedApp] = SimulatedApp
     broker: Callable[[Broker], Broker] = lambda sound: sound
+    orders: Callable[[Random, Kind], list[list[Order]]] = lambda random, kind: plan.orders(
+        random, joined=kind == "sqlite"
+    )
+    """One list a producer."""
+    faults: Faults | None = None
+    """``None``: drawn from the seed."""
+    workers: int = 3
+    calm_after: float = CALM_AFTER
 
 
 SOUND = Setting()
@@ -76,12 +83,12 @@ class World:
         self._setting = setting
         random = Random(f"{self._seed}/faults")
         rates = faults.drawn(random, unknown=kind == "memory", jumps=kind == "sqlite")
-        self._faults = Faults(random, rates, lease=LEASE)
+        self._faults = setting.faults or Faults(random, rates, lease=LEASE)
         self._machine = Machine(self._seed, trace, self._faults, max_steps=_MAX_STEPS)
         self._faults.machine = self._machine
         self._random = Random(f"{self._seed}/world")
         self._bank = Bank(folder / ("postroom.db" if kind == "sqlite" else "bank.db"))
-        self._orders = plan.orders(Random(f"{self._seed}/plan"), joined=kind == "sqlite")
+        self._orders = setting.orders(Random(f"{self._seed}/plan"), kind)
         self._observed = Observed()
         self._alive: list[Process] = []
         self._finished: set[Process] = set()
@@ -118,10 +125,12 @@ class World:
             )
             for number, orders in enumerate(self._orders, 1)
         ]
-        workers = [self._keep(director, f"worker{number}", programs.work) for number in range(1, _WORKERS + 1)]
+        workers = [
+            self._keep(director, f"worker{number}", programs.work) for number in range(1, self._setting.workers + 1)
+        ]
         looking = partial(programs.look, orders=every, random=Random(self._random.random()))
         client = self._keep(director, "client", looking)
-        await asyncio.sleep(CALM_AFTER)
+        await asyncio.sleep(self._setting.calm_after)
         self._calm_down()
         await self._finish(app, producers, [*workers, client])
         await self._collect(app)
