@@ -127,11 +127,12 @@ class _Judge:
                 if later.attempt > RETRY.max_attempts:
                     yield f"{later.label} was started as attempt {later.attempt}"
                 for run in own[:number]:
-                    end = math.inf if run.ended is None else run.ended
-                    if end > later.started and not self._troubled(run, later.started):
+                    # Who was frozen may begin what is another's meanwhile, before it hears of that.
+                    if self._troubled(run, later.started) or self._troubled(later, later.started):
+                        continue
+                    if run.ended is None or run.ended > later.started:
                         yield f"{run.label} ran in {run.process} and {later.process} at once"
-                    again = later.attempt <= run.attempt and (id, subscription, run.attempt) not in released
-                    if again and not self._troubled(run, later.started) and not self._troubled(later, later.started):
+                    if later.attempt <= run.attempt and (id, subscription, run.attempt) not in released:
                         yield f"{run.label} was started twice as attempt {run.attempt}"
 
     def settled_once(self) -> Iterator[str]:
