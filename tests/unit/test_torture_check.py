@@ -62,7 +62,15 @@ def evidence(
     if ("transfers", "a") in effects:
         balances[:2] = [DEPOSIT - 10, DEPOSIT + 10]
     plan = Plan(options=Options(seed=1), errands={"producer-1": list(errands)}, faults=[])
-    plain: dict[str, Any] = {"healed": 60.0, "drained": 61.0, "ordered": set(), "dead": [], "stats": [], "ended": []}
+    plain: dict[str, Any] = {
+        "healed": 60.0,
+        "drained": 61.0,
+        "ordered": set(),
+        "dead": [],
+        "stats": [],
+        "ended": [],
+        "atomic": True,
+    }
     return Evidence(
         plan=plan, run="run", begin=0.0, history=sorted(history, key=lambda event: event.t),
         journal=[Effect(f"run-{sub}", token) for sub, token in effects], balances=balances,
@@ -139,6 +147,16 @@ def test_a_zombie_that_starts_late_is_excused() -> None:
     other = handle(TRANSFER, "transfers", 5.0, who="worker-2.1")
     frozen = fault("freeze", 1.05, until=8.0)
     assert kinds(evidence([*SENT, late[0], frozen, *other, *zombie], TRANSFER, effects=DONE)) == set()
+
+
+def test_what_was_given_back_under_fault_may_be_there_twice() -> None:
+    failed = handle(TRANSFER, "transfers", 1.0, settle="retry")
+    twice = [*handle(TRANSFER, "transfers", 5.0, attempt=2), *handle(TRANSFER, "transfers", 9.0, attempt=2)]
+    history = [*SENT, *failed, *twice]
+    cut = fault("cut", 1.97)
+    assert kinds(evidence([*history, cut], TRANSFER, effects=DONE, atomic=False)) == set()
+    assert kinds(evidence([*history, cut], TRANSFER, effects=DONE)) == {"unexplained", "resurrected"}
+    assert kinds(evidence(history, TRANSFER, effects=DONE, atomic=False)) == {"unexplained", "resurrected"}
 
 
 def test_a_former_holder_must_not_settle() -> None:

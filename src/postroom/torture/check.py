@@ -113,7 +113,7 @@ class Checker:
     def _unexplained(self) -> Iterator[Violation]:
         for (token, subscription), copy in self._record.copies.items():
             for before, after in pairwise(copy.starts):
-                if not self._record.excused(copy, before, copy, after) and not self._sent_again(token, after):
+                if not self._record.excused(copy, before, copy, after) and not self._doubled(token, copy, after):
                     yield Violation(
                         "unexplained",
                         token,
@@ -121,10 +121,13 @@ class Checker:
                         f"{after.t - before.t:.3f} s later",
                     )
 
-    def _sent_again(self, token: str, start: Event) -> bool:
-        """Whether a relay may have sent it twice, to a broker that takes the second for another message."""
+    def _doubled(self, token: str, copy: Copy, event: Event) -> bool:
+        """Whether it may be there twice by then: sent twice by a relay, where ids are not known, or given back under
+        fault, where that is more than one step."""
         known = self._evidence.capabilities.known_ids
-        return not known and self._errands[token].outbox and self._record.relayed_twice(start.t)
+        if not known and self._errands[token].outbox and self._record.relayed_twice(event.t):
+            return True
+        return not self._evidence.atomic and self._record.doubled(copy, event.t)
 
     def _fencing(self) -> Iterator[Violation]:
         for (token, subscription), copy in self._record.copies.items():
@@ -141,7 +144,7 @@ class Checker:
                         theirs.consumer != mine.consumer
                         and mine.t < other.since
                         and theirs.t < asked
-                        and not self._sent_again(token, theirs)
+                        and not self._doubled(token, copy, theirs)
                     ):
                         yield Violation(
                             "fencing",
@@ -157,7 +160,7 @@ class Checker:
                 continue
             acked = min(acks, key=lambda event: event.t)
             late = next((each.delivered for each in copy.handed if each.since > acked.t), None)
-            if late is None or self._sent_again(token, late):
+            if late is None or self._doubled(token, copy, late):
                 continue
             # Not every broker confirms an ack on its own: one that was under way in a fault may be undone.
             if not self._record.harmed(acked.consumer, acked.t - 1.0, acked.t + 1.0):
@@ -172,7 +175,7 @@ class Checker:
                 if (
                     start.attempt <= failed
                     and not self._record.late(copy, start)
-                    and not self._sent_again(token, start)
+                    and not self._doubled(token, copy, start)
                 ):
                     yield Violation("attempts", token, f"{subscription}: attempt {start.attempt} again")
                     break

@@ -148,6 +148,16 @@ class Record:
             and self.harmed(start.consumer, handed.since, start.t)
         )  # fmt: skip
 
+    def doubled(self, copy: Copy, until: float) -> bool:
+        """Whether a fault came while it was given back, before that time: where the copy is stored before the original
+        goes, both may have stayed."""
+        return any(
+            handed.given_back
+            and handed.settles[0].t < until
+            and self.harmed(handed.delivered.consumer, handed.settles[0].t - _GRACE, handed.over + _GRACE)
+            for handed in copy.handed
+        )
+
     def only_killed(self, copy: Copy, first: Event, second: Event) -> bool:
         """Whether all that came between two starts is the death of the first one's process."""
         handed = copy.held_at(first)

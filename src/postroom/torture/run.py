@@ -54,6 +54,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     stats: list[SubscriptionStats]
     ended: list[Ended]
     capabilities: Capabilities
+    atomic: bool
+    """The broker itself keeps what is known of a message, and changes it together with the message."""
 
 
 class Run:
@@ -78,6 +80,7 @@ class Run:
         self._effects = Effects(effects)
         self._name = f"torture-{secrets.token_hex(4)}"
         self._app = App(url, store=store)
+        self._stored = store is not None
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("POSTROOM")},
             "POSTROOM_BROKER": url,
@@ -129,6 +132,7 @@ class Run:
             stats=self._stats(),
             ended=cast.ended,
             capabilities=capabilities,
+            atomic=not self._stored,
         )
 
     @property
