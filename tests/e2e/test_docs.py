@@ -18,6 +18,7 @@ NOT_RUN = {
     ("README.md", "sets up the checkout and runs the demo or the whole test suite"),
     ("README.md", "needs the package on an index; tests/e2e/test_wheel.py installs the wheel"),
     ("docs/reliability.md", "takes many minutes, and servers"),
+    ("docs/simulation.md", "it takes minutes"),
 }
 """The only blocks of all pages that are not run, and why."""
 
