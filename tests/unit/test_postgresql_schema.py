@@ -135,6 +135,10 @@ def test_no_error_shows_a_password() -> None:
     async def run() -> None:
         link = Link(parse("postgresql://ada:s3cret@127.0.0.1:1/shop"))
         await link.open()
+        try:
+            await link.fetch("SELECT 1")
+        finally:
+            await link.close()
 
     with pytest.raises(Exception, match="cannot be reached") as refusal:
         asyncio.run(run())

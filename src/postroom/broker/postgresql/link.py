@@ -50,11 +50,11 @@ class Link:
         return self._pool is not None
 
     async def open(self) -> None:
-        """Raises ``BrokerUnavailable`` or ``ConfigurationError``."""
+        """Connects at the first statement. Raises ``ConfigurationError``."""
         try:
             with self.translated():
                 self._pool = await asyncpg.create_pool(
-                    min_size=1, max_size=self._connections, reset=_keep_as_it_is, **self.arguments()
+                    min_size=0, max_size=self._connections, reset=_keep_as_it_is, **self.arguments()
                 )
         except ValueError as error:
             raise ConfigurationError(f"{self.address.shown}: {error}") from error

@@ -140,9 +140,9 @@ async def test_a_retry_settled_twice(scene: Scene) -> None:
 async def test_outcomes_of_a_batch_are_independent(scene: Scene) -> None:
     """one batch with every outcome and a refusal among them does each for itself, in order."""
     queue = await scene.queue()
-    await scene.publish(*scene.messages(queue, "a b c d e"))
+    await scene.publish(*scene.messages(queue, "a b c d e f"))
     consumer = await scene.consume(queue)
-    a, b, c, d, e = await scene.take(consumer, 5)
+    a, b, c, d, e, f = await scene.take(consumer, 6)
     await scene.ack(consumer, a)
     answers = await consumer.settle(
         [
@@ -151,9 +151,10 @@ async def test_outcomes_of_a_batch_are_independent(scene: Scene) -> None:
             (c, Release()),
             (d, Dead(failure())),
             (e, Cancel()),
+            (f, Ack()),
         ]
     )
-    assert [answer is None for answer in answers] == [True, False, True, True, True]
+    assert [answer is None for answer in answers] == [True, False, True, True, True, True]
     assert isinstance(answers[1], AlreadySettled)
     assert await scene.counts(queue) == {"ready": 2, "dead": 1}
     assert {delivery.message.id: delivery.attempt for delivery in await scene.take(consumer, 2)} == {

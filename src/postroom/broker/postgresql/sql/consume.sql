@@ -275,8 +275,7 @@ BEGIN
     END IF;
     IF others IS NOT NULL THEN
         -- Names of their own: a column called done would be taken for what was acknowledged.
-        SELECT done || o.other_done, lines || o.other_lines INTO done, lines
-            FROM settle_others(the_sub, others, moment) AS o(other_done, other_lines);
+        SELECT done || o.held, lines || o.freed INTO done, lines FROM settle_others(the_sub, others, moment) AS o;
     END IF;
     IF in_order THEN
         PERFORM advance(the_sub, array_remove(lines, NULL));
@@ -285,7 +284,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION settle_others(the_sub integer, others json, moment float8, OUT done integer[], OUT lines text[])
+CREATE FUNCTION settle_others(the_sub integer, others json, moment float8, OUT held integer[], OUT freed text[])
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -294,8 +293,8 @@ DECLARE
     the_row tid;
     verb text;
 BEGIN
-    done := '{}';
-    lines := '{}';
+    held := '{}';
+    freed := '{}';
     FOR o IN
         SELECT * FROM json_to_recordset(others) AS o(
             place integer, id text, lease bigint, verb text, delay float8, suspect boolean, failure text
@@ -303,22 +302,28 @@ BEGIN
     LOOP
         SELECT k.ctid, k.cancel, k.line INTO m FROM message k
             WHERE k.id = o.id AND k.sub = the_sub AND k.lease = o.lease FOR UPDATE;
-        CONTINUE WHEN NOT FOUND;
+        IF NOT FOUND THEN
+            IF EXISTS (SELECT FROM message k WHERE k.id = o.id AND k.sub = the_sub AND k.settled = o.lease) THEN
+                -- Settled before, by a call whose answer was lost.
+                held := held || o.place;
+            END IF;
+            CONTINUE;
+        END IF;
         -- It would run again although its cancellation was confirmed to somebody.
         verb := CASE WHEN m.cancel AND o.verb IN ('retry', 'release') THEN 'cancel' ELSE o.verb END;
         IF verb = 'retry' THEN
             UPDATE message k SET state = 0, lane = CASE WHEN o.suspect THEN 50 ELSE 0 END - k.priority,
-                visible_at = moment + o.delay, due = moment + o.delay, lease = 0, failed = k.failed + 1,
-                suspect = o.suspect, progress = NULL, failures = array_append(k.failures, o.failure)
+                visible_at = moment + o.delay, due = moment + o.delay, lease = 0, settled = k.lease,
+                failed = k.failed + 1, suspect = o.suspect, progress = NULL, failures = array_append(k.failures, o.failure)
             WHERE k.ctid = m.ctid;
         ELSIF verb = 'release' THEN
             UPDATE message k SET state = 0, lane = CASE WHEN k.suspect THEN 50 ELSE 0 END - k.priority,
                 visible_at = CASE WHEN o.delay > 0 THEN moment + o.delay ELSE 0 END, due = moment + o.delay,
-                lease = 0, progress = NULL
+                lease = 0, settled = k.lease, progress = NULL
             WHERE k.ctid = m.ctid;
         ELSIF verb = 'dead' THEN
-            UPDATE message k SET state = 3, lane = 0, visible_at = NULL, lease = 0, line = NULL, suspect = false,
-                failed = k.failed + 1, dead_at = moment, progress = NULL,
+            UPDATE message k SET state = 3, lane = 0, visible_at = NULL, lease = 0, settled = k.lease, line = NULL,
+                suspect = false, failed = k.failed + 1, dead_at = moment, progress = NULL,
                 failures = array_append(k.failures, o.failure)
             WHERE k.ctid = m.ctid;
         ELSE
@@ -329,8 +334,8 @@ BEGIN
             END IF;
             PERFORM remember(ARRAY[the_row], 4, moment);
         END IF;
-        done := done || o.place;
-        lines := lines || m.line;
+        held := held || o.place;
+        freed := freed || m.line;
     END LOOP;
 END
 $$;

@@ -65,6 +65,7 @@ CREATE TABLE message (
     started_at  double precision,
     dead_at     double precision,
     worker      text,                -- who holds it
+    settled     bigint,              -- the lease under which it was given back, or died: asked again, it was so
     progress    text,                -- JSON
     failures    text[]               -- JSON, oldest first
 ) WITH (
