@@ -1,15 +1,12 @@
-"""PostgreSQL: a whole worker and a producer beside a hand-written loop on two clients, and beside other libraries.
+"""PostgreSQL: a whole worker and a producer beside a hand-written loop on two clients.
 
-``python -m benchmarks.postgresql [messages]`` starts a server of its own, which syncs every commit. Procrastinate and
-PGQueuer are measured too if an interpreter that has them is named: ``PEERS=/path/to/venv/bin/python``.
+``python -m benchmarks.postgresql [messages]`` starts a server of its own, which syncs every commit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -98,20 +95,6 @@ def psycopg_take(url: str, count: int) -> dict[str, float]:
     return _measured(main, count)
 
 
-def peers(url: str, count: int) -> None:
-    """Other libraries, each by its own quickest documented way; two processes, as many jobs."""
-    python = os.environ.get("PEERS")
-    if python is None:
-        print("PEERS names no interpreter: Procrastinate and PGQueuer are left out")
-        return
-    for library in ("procrastinate", "pgqueuer"):
-        # Procrastinate takes one at a time: fewer are enough to know its pace.
-        jobs = count // 10 if library == "procrastinate" else count
-        command = [python, str(Path(__file__).with_name("postgresql_peers.py")), library, url, str(jobs)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        print(done.stdout.strip() if done.returncode == 0 else f"{library}: {done.stderr[-600:]}", flush=True)
-
-
 async def _prepare(url: str, sql: str) -> None:
     connection = await asyncpg.connect(url)
     await connection.execute(sql)
@@ -136,7 +119,6 @@ def main(count: int) -> None:
             assert sum(result["count"] for result in results) == count
             cpu = sum(result["cpu"] for result in results) / count * 1e6
             _told(f"postroom: worker, {processes} process(es)", cpu, rate(results))
-        peers(server.url, count)
     finally:
         server.stop()
 
