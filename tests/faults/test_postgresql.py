@@ -15,10 +15,10 @@ import pytest
 from services.base import Server
 
 from postroom import JobState
-from postroom.broker.base import Ack, Retry, Subscription, Topic
+from postroom.broker.base import Subscription, Topic
 from postroom.broker.postgresql import PostgreSQLBroker, link
 from postroom.errors import BrokerUnavailable
-from postroom.message import Failure, Message, new_id
+from postroom.message import Message, new_id
 from tests.faults.processes import Stage, records_of, stage, states, wait_until_done
 from tests.faults.proxy import proxy_to
 from tests.faults.test_kill import producer
@@ -186,35 +186,6 @@ def test_a_lost_answer_makes_no_second_message(server: Server, impatient: None) 
             assert stats.ready == 11, "it was not stored at all: nothing was tested"
             assert await broker.publish(sent) == [item.id for item in sent]
             assert (await direct.stats())[0].ready == 11
-            await broker.close()
-        await direct.close()
-
-    asyncio.run(main())
-
-
-def test_a_lost_answer_to_a_settle(server: Server, impatient: None) -> None:
-    """C5: asked again, the database says whose settle it was: settled, not lost; and a retry is counted once."""
-
-    async def main() -> None:
-        direct = await connected(server.url)
-        with proxy_to(server.port) as proxy:
-            broker = await connected(server.url.replace(str(server.port), str(proxy.port)))
-            consumer = await broker.consume("q")
-            failure = Failure(attempt=1, reason="error")
-            for turn in range(2):
-                await direct.publish([message(), message()])
-                acked, failed = await consumer.receive(2, 5.0)
-                settlements = [(acked, Ack()), (failed, Retry(delay=60.0, failure=failure))]
-                if turn == 0:
-                    assert await consumer.settle(settlements) == [None, None]
-            proxy.lose_replies = 1
-            with pytest.raises(BrokerUnavailable):
-                await consumer.settle(settlements)
-            record = (await direct.jobs.get(failed.message.id))[0]
-            assert record.state is JobState.RETRYING, "it was not settled at all: nothing was tested"
-            assert await consumer.settle(settlements) == [None, None]
-            (record,) = await direct.jobs.get(failed.message.id)
-            assert (record.attempt, record.failures) == (2, (failure,))
             await broker.close()
         await direct.close()
 
