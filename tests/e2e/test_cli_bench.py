@@ -76,6 +76,7 @@ def test_whatever_ends_it_the_queues_are_removed(tmp_path: Path, stop: signal.Si
         )
         # In the midst of the last part, which a frozen worker keeps from ending.
         worker = wait_until(lambda: _worker(process.pid, "-alone"), "single jobs are handled", 60.0)
+        wait_until(lambda: _handled(app), "a single job was handled", 60.0)
         os.kill(worker, signal.SIGSTOP)
         if stop is not None:
             process.send_signal(stop)
@@ -87,6 +88,13 @@ def test_whatever_ends_it_the_queues_are_removed(tmp_path: Path, stop: signal.Si
         assert (complaint.strip() == "Aborted!") if stop else ("ended with -9" in complaint)
         assert said == ""
         assert app.stats() == []
+
+
+def _handled(app: App) -> bool:
+    """Whether one of the single jobs has been handled: until then the worker may hold the lock of the file."""
+    queues = [item.name for item in app.stats() if item.name.endswith("-alone")]
+    found = app.thread.call(lambda broker: broker.jobs.search(subscription=queues[0])) if queues else []
+    return any(record.state == "succeeded" for record in found)
 
 
 def _worker(parent: int, queue: str) -> int | None:
