@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -280,6 +281,33 @@ def test_what_a_blocked_worker_cannot_start_goes_to_another(app: App) -> None:
             for job in jobs:
                 job.result(timeout=10)
         release.set()
+
+
+def test_what_lay_here_while_the_process_was_frozen_is_not_started(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    turns = 0
+    ahead = 100.0
+
+    def monotonic() -> float:
+        """So many seconds after the leases were taken."""
+        nonlocal turns
+        turns += 1
+        return time.monotonic() + ahead
+
+    @app.task
+    def note(number: int) -> None:
+        ran.append(number)
+
+    monkeypatch.setattr("postroom.worker.run.time", SimpleNamespace(monotonic=monotonic, time=time.time))
+    with working(app):
+        job = note.enqueue(1)
+        # Given back, and delivered again, each time too late.
+        wait_until(lambda: turns > 3, "it was delivered")
+        assert ran == []
+        ahead = 0.0
+        job.result(timeout=10)
+    assert ran == [1]
+    assert job.status().attempt == 1
 
 
 def test_stopping_lets_handlers_finish_and_releases_the_rest(app: App) -> None:

@@ -52,7 +52,7 @@ class LeaseKeeper:
         """The broker cannot be asked, but what it would say is known: these leases are over."""
         now = time.monotonic()
         for delivery, work in list(source.held.items()):
-            if now > max(source.renewed_at, work.claimed_at) + source.lease:
+            if work.is_over(now):
                 del source.held[delivery]
                 self._drop(source, work)
 

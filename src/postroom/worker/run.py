@@ -116,6 +116,7 @@ class Runner:
 
     def _next(self) -> list[Work]:
         works: list[Work] = []
+        now = time.monotonic()
         while self._inbox and self.running < self._concurrency:
             try:
                 work = self._inbox.popleft()
@@ -126,6 +127,9 @@ class Runner:
                 self._settler.add(work, work.interrupted())
             elif work.delivery.attempt > limit:
                 self._settler.add(work, decide.used_up(work.delivery, limit))
+            elif work.is_over(now):
+                # This process was frozen: another may run it by now.
+                self._settler.add(work, Release())
             else:
                 self.running += 1
                 works.append(work)

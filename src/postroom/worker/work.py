@@ -71,6 +71,10 @@ class Work:
                 self._context = self._make_context()
             return self._context
 
+    def is_over(self, now: float) -> bool:
+        """Whether its lease has ended at that monotonic time, as far as is known here."""
+        return now > max(self.source.renewed_at, self.claimed_at) + self.source.lease
+
     def _make_context(self) -> Context:
         context = Context(
             self.delivery.message,
