@@ -18,6 +18,7 @@ from services.rabbitmq import RabbitMQServer
 
 from postroom.broker.amqp import AMQPBroker
 from postroom.broker.amqp.consumer import AMQPConsumer
+from postroom.broker.amqp.ordered import WINDOW
 from postroom.broker.amqp.topology import BACKSTOP
 from postroom.broker.base import Ack, Consumer, Dead, Delivery, Retry, Subscription, Topic
 from postroom.errors import BrokerUnavailable, LeaseLost, QueueFull
@@ -375,6 +376,42 @@ def test_an_ordered_holder_that_dies(server: RabbitMQServer, url: str) -> None:
         await living.close()
 
     through_a_proxy(url, server.port, scenario)
+
+
+@pytest.mark.parametrize("leaving", ["idle", "consumer", "broker"])
+def test_an_ordered_turn_is_passed_on_in_order(url: str, leaving: str) -> None:
+    """C14: what the next one gets begins with what the one before held, not with what came after it."""
+    sent = [Message(id=new_id(), topic="o", name="work", body=b"{}", key="k") for _ in range(WINDOW + 50)]
+
+    async def main() -> None:
+        leaver, stayer = AMQPBroker(url), AMQPBroker(url)
+        for broker in (leaver, stayer):
+            await broker.connect()
+            await broker.declare([Topic(name="o", queue=True)], [Subscription(name="o", pattern="o", ordered=True)])
+        await stayer.publish(sent)
+        holder, heir = await leaver.consume("o"), await stayer.consume("o")
+        (delivery,) = await holder.receive(1, 10.0)
+        receiving = asyncio.create_task(heir.receive(1, 30.0))
+        assert isinstance(heir, AMQPConsumer)
+        async with asyncio.timeout(10.0):
+            while heir._source is None or not heir._source.is_quiet:  # noqa: ASYNC110 -- nobody tells of it
+                await asyncio.sleep(0.01)
+        assert await holder.settle([(delivery, Ack())]) == [None]
+        if leaving == "consumer":
+            await holder.close()
+        elif leaving == "broker":
+            # As if the goodbye of the consumer had failed: all that is left is that of the connection.
+            await asyncio.gather(*(link.close() for link in leaver._links))
+        for expected in sent[1:4]:
+            (delivery,) = await receiving
+            assert sent.index(delivery.message) == sent.index(expected)
+            assert await heir.settle([(delivery, Ack())]) == [None]
+            receiving = asyncio.create_task(heir.receive(1, 10.0))
+        await receiving
+        await stayer.close()
+        await leaver.close()
+
+    asyncio.run(main())
 
 
 def test_a_server_that_is_down_costs_nothing(server: RabbitMQServer, url: str) -> None:

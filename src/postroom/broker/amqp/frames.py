@@ -15,6 +15,7 @@ from typing import Any
 import pika  # type: ignore[import-untyped]
 from pika import exceptions, frame
 from pika.adapters.asyncio_connection import AsyncioConnection  # type: ignore[import-untyped]
+from pika.channel import Channel  # type: ignore[import-untyped]
 
 logger = logging.getLogger("postroom.broker.amqp")
 
@@ -34,6 +35,16 @@ _UNUSUAL = _ENCODING | _PRIORITY | _CORRELATION | _REPLY | _EXPIRATION | 0x1F
 
 Arrived = Callable[[str, int, str, str, Any, bytes], object]
 """Told of a delivery: the consumer's tag, its own, the exchange, the routing key, the properties, the body."""
+
+
+class _Channel(Channel):  # type: ignore[misc]
+    """A channel of pika whose consumers end with it, not before it."""
+
+    def close(self, reply_code: int = 0, reply_text: str = "Normal shutdown") -> None:
+        # pika would cancel them first. The server then makes another one the single active consumer, and hands it
+        # younger messages while those before them are still held by this channel: a key would lose its order.
+        self._consumers.clear()
+        super().close(reply_code, reply_text)
 
 
 class Connection(AsyncioConnection):  # type: ignore[misc]
@@ -74,6 +85,9 @@ class Connection(AsyncioConnection):  # type: ignore[misc]
         self._frame_buffer = buffer[start:]
         # By these pika knows that the connection lives.
         self.bytes_received += start
+
+    def _create_channel(self, channel_number: int, on_open_callback: Any) -> _Channel:
+        return _Channel(self, channel_number, on_open_callback)
 
     def _on_channel_cleanup(self, channel: Any) -> None:
         # The number is given to another channel later.
