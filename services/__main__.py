@@ -13,6 +13,7 @@ from pathlib import Path
 
 from services.base import Server, ServiceMissing
 from services.catalogue import NAMES, make_server
+from services.postgresql import PgBouncer
 from services.sqs import ElasticMQServer, MotoServer
 
 
@@ -34,6 +35,8 @@ def _check(names: list[str]) -> int:
     servers = [make_server(name, _folder(name)) for name in names]
     if "sqs" in names:
         servers += [MotoServer(_folder("moto")), ElasticMQServer(_folder("elasticmq"))]
+    if "postgresql" in names:
+        servers.append(PgBouncer(_folder("pgbouncer"), server=5432))
     for server in servers:
         begin = time.monotonic()
         try:

@@ -20,6 +20,7 @@ _CLIENT = (
     "servicefile",
 )  # fmt: skip
 """What asyncpg knows in a URL; anything else it would take for a setting of the server."""
+_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _LOOPBACK = ("", "localhost", "127.0.0.1", "::1")
 _FORM = "write postgresql://[user:password@]host[:port]/database"
@@ -43,6 +44,8 @@ class Address(NamedTuple):
     pgbouncer: bool
     """Whether a pooler may give each transaction to another server connection."""
     place: Place
+    files: tuple[str, ...]
+    """What the client is to read: certificates and keys."""
     shown: str
     """The URL without its password."""
 
@@ -74,6 +77,7 @@ def parse(url: str) -> Address:
         migrate=_choice("migrate", options.get("migrate", "never"), ("never", "auto"), shown) == "auto",
         pgbouncer=_choice("pgbouncer", options.get("pgbouncer", "0"), ("0", "1"), shown) == "1",
         place=Place(_hosts(rest.get("host", where), rest.get("port", ""), shown), database),
+        files=tuple(rest[name] for name in _FILES if rest.get(name)),
         shown=shown,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -27,6 +28,8 @@ GONE = "PR404"
 _MISSING = ("3F000", "42P01", "42883", "42703")
 _REFUSED = ("28", "3D", "42501")
 _AGAIN = ("40001", "40P01")
+# What a pooler gives to one server connection is not there on the next.
+_POOLED = ("26000", "42P05")
 
 
 class Gone(Exception):
@@ -51,6 +54,9 @@ class Link:
 
     async def open(self) -> None:
         """Connects at the first statement. Raises ``ConfigurationError``."""
+        if missing := [file for file in self.address.files if not os.access(file, os.R_OK)]:
+            # The client would not say which.
+            raise ConfigurationError(f"{self.address.shown}: cannot read {', '.join(missing)}")
         try:
             with self.translated():
                 self._pool = await asyncpg.create_pool(
@@ -138,6 +144,8 @@ class Link:
             if error.sqlstate == GONE:
                 raise Gone from error
             raise _meaning(error, self.address) from error
+        except asyncpg.ClientConfigurationError as error:
+            raise ConfigurationError(f"{self.address.shown}: {error}") from error
         except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
             told = str(error) or type(error).__name__
             raise BrokerUnavailable(f"{self.address.shown} cannot be reached: {told}") from error
@@ -156,4 +164,11 @@ def _meaning(error: asyncpg.PostgresError, address: Address) -> BrokerUnavailabl
         )
     if state.startswith(_REFUSED):
         return ConfigurationError(f"{address.shown} refuses: {error}")
+    if state in _POOLED or (state == "08P01" and "startup parameter" in str(error)):
+        # The client's advice, on further lines, is for those who call it themselves.
+        said, *_ = str(error).splitlines()
+        return ConfigurationError(
+            f"{address.shown} is a pooler, it seems ({said}): "
+            "put pgbouncer=1 into the URL, or name the server behind it"
+        )
     return BrokerUnavailable(f"{address.shown}: {error}")
