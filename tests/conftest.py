@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,12 @@ from services.catalogue import NAMES
 
 from postroom import App
 from postroom.worker.process import Worker, WorkerOptions
+
+
+def pytest_configure() -> None:
+    # Of what a shell runs in the background it has SIGINT ignored, and so would the processes that tests interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
