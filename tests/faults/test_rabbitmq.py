@@ -18,7 +18,7 @@ from services.rabbitmq import RabbitMQServer
 
 from postroom.broker.amqp import AMQPBroker
 from postroom.broker.amqp.consumer import AMQPConsumer
-from postroom.broker.amqp.ordered import WINDOW
+from postroom.broker.amqp.ordered import WINDOW, OrderedConsumer
 from postroom.broker.amqp.topology import BACKSTOP
 from postroom.broker.base import Ack, Consumer, Dead, Delivery, Retry, Subscription, Topic
 from postroom.errors import BrokerUnavailable, LeaseLost, QueueFull
@@ -408,6 +408,42 @@ def test_an_ordered_turn_is_passed_on_in_order(url: str, leaving: str) -> None:
             assert await heir.settle([(delivery, Ack())]) == [None]
             receiving = asyncio.create_task(heir.receive(1, 10.0))
         await receiving
+        await stayer.close()
+        await leaver.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("ending", ["idle", "lost"])
+def test_a_late_write_does_not_wipe_out_what_is_remembered(url: str, ending: str) -> None:
+    """C7: a turn that ends while the state waits to be written leaves every failure for the next one to know."""
+
+    async def main() -> None:
+        leaver, stayer = AMQPBroker(url), AMQPBroker(url)
+        for broker in (leaver, stayer):
+            await broker.connect()
+            await broker.declare([Topic(name="o", queue=True)], [Subscription(name="o", pattern="o", ordered=True)])
+        await stayer.publish([Message(id=new_id(), topic="o", name="work", body=b"{}", key="k")])
+        holder = await leaver.consume("o")
+        assert isinstance(holder, OrderedConsumer)
+        (delivery,) = await holder.receive(1, 10.0)
+        assert await holder.settle([(delivery, Retry(delay=0.0, failure=FAILURE))]) == [None]
+        (delivery,) = await holder.receive(1, 10.0)
+        async with holder._saving:  # The server takes its time with an earlier write.
+            settling = asyncio.create_task(holder.settle([(delivery, Retry(delay=0.0, failure=FAILURE))]))
+            if ending == "lost":
+                await asyncio.sleep(0)
+                assert holder._source is not None
+                await holder._source.close()
+            else:
+                await asyncio.sleep(0.5)
+        if ending == "lost":
+            with pytest.raises(BrokerUnavailable):
+                await settling
+        else:
+            assert await settling == [None]
+        (delivery,) = await (await stayer.consume("o")).receive(1, 10.0)
+        assert (delivery.attempt, delivery.suspect) == (3, ending == "lost")
         await stayer.close()
         await leaver.close()
 

@@ -255,6 +255,9 @@ class OrderedConsumer(AMQPConsumer):
     async def _write(self) -> None:
         async with self._saving:
             self._next_save = None
+            if not self._is_loaded:
+                # The state is the next one's by now, and an empty window would wipe out what it must know.
+                raise BrokerUnavailable(f"{self._name}: the connection was lost before the state was written")
             self._version += 1
             await self._office.remember(self._name, self._version, msgspec.msgpack.encode(self._state()))
 
@@ -271,7 +274,8 @@ class OrderedConsumer(AMQPConsumer):
     # Looking after
 
     def _look_after(self, source: Subscriber, now: float) -> None:
-        if self._leased:
+        if self._leased or self._tasks or self._next_save is not None or self._saving.locked():
+            # Whoever comes next reads the state once: it must be written by then.
             return
         oldest = next(iter(self._window.values()), None)
         is_idle = not self._receiving and now - self._idle_since > _LINGER
