@@ -20,6 +20,8 @@ OUT = Path(os.environ.get("PHOTOS_OUT", "photos-out")).resolve()
 """Where thumbnails, the service's own database and the journal go."""
 
 SOON = RetryPolicy(max_attempts=5, backoff=exponential(first=0.1, max=1.0))
+LEASE = 8.0
+"""Seconds after which a dead worker's job goes to another, where the broker cannot see that it died."""
 
 app = App(uploads=OUT / "uploads")  # the broker's URL comes from POSTROOM_BROKER
 
@@ -42,7 +44,7 @@ def database() -> Iterator[Database]:
     database.close()
 
 
-@app.task(queue="thumbnails", retry=SOON)
+@app.task(queue="thumbnails", retry=SOON, lease=LEASE)
 def make_thumbnail(photo: Upload, width: int = 320, pause: float = 0.0, ctx: Context = INJECTED) -> dict[str, Any]:
     """``pause``: seconds to dawdle half-way, so that there is time to pull the plug."""
     small = shrink(photo, width)
@@ -80,7 +82,7 @@ def notify(event: PhotoResized, ctx: Context, db: Database) -> None:
         connection.execute("INSERT INTO letters (text) VALUES (?)", (f"{event.photo} is in the gallery",))
 
 
-@app.task(queue="payments", retry=SOON)
+@app.task(queue="payments", retry=SOON, lease=LEASE)
 def pay(
     account: str, amount: int, crash: bool = False, ctx: Context = INJECTED, db: Database = INJECTED
 ) -> dict[str, int]:

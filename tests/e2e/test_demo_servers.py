@@ -17,10 +17,11 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.server
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", ["kafka", "rabbitmq", "redis", "sqs"])
+@pytest.mark.parametrize("name", ["kafka", "postgresql", "rabbitmq", "redis", "sqs"])
 def test_the_demo(name: str, tmp_path: Path) -> None:
     with private(name, tmp_path / "server") as server:
-        command = [sys.executable, "-m", "postroom", "demo", "--broker", server.url, "--no-color"]
+        url = f"{server.url}?migrate=auto" if name == "postgresql" else server.url
+        command = [sys.executable, "-m", "postroom", "demo", "--broker", url, "--no-color"]
         done = subprocess.run(
             [*command, "--out", str(tmp_path / "sheet.jpg")],
             cwd=ROOT,
