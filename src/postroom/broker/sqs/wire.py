@@ -73,6 +73,10 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     dead_at: float | None = None
 
 
+_COPIED = [name for name in Message.__struct_fields__ if name in Envelope.__struct_fields__]
+"""The rest is for the store beside, which has heeded it by then."""
+
+
 class Copy:
     """One message, packed. It does not change."""
 
@@ -106,7 +110,7 @@ def pack(message: Message, limit: int = MOST_BYTES) -> Copy:
             "pass a reference to the data"
         )
     text, is_binary = _as_text(message.body)
-    fields = {name: getattr(message, name) for name in message.__struct_fields__ if name != "body"}
+    fields = {name: getattr(message, name) for name in _COPIED}
     fields["headers"] = dict(message.headers)
     copy = Copy(text, Envelope(**fields, base64=is_binary, due=message.not_before))
     try:
@@ -127,7 +131,7 @@ def unpack(text: str, envelope: Envelope) -> Message:
     except binascii.Error:
         # Another client's: whoever decodes it will say so, and it becomes a dead letter.
         body = text.encode()
-    fields = {name: getattr(envelope, name) for name in Message.__struct_fields__ if name != "body"}
+    fields = {name: getattr(envelope, name) for name in _COPIED}
     fields["headers"] = envelope.headers or NO_HEADERS
     return Message(**fields, body=body)
 
