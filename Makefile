@@ -15,8 +15,8 @@ test: $(VENV)/.dev
 	$(BIN)/pyright
 	$(BIN)/python -m services --check
 	$(BIN)/python -m pytest -m 'not server'
-	@# Real servers on real clocks, several at a time: one that came too late once must do so again to count.
-	$(BIN)/python -m pytest -m server --numprocesses 3 --dist loadfile --reruns 1
+	@# Real servers on real clocks, several at a time: one that came too late must do so three times to count.
+	$(BIN)/python -m pytest -m server --numprocesses 3 --dist loadfile --reruns 2
 
 # Private RabbitMQ, Kafka, Redis and SQS for development, until Ctrl-C.
 services: $(VENV)/.dev

