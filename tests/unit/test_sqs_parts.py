@@ -110,6 +110,13 @@ def test_a_message_comes_back_as_it_was(sent: Message) -> None:
     assert unpack(came.text, came.envelope) == sent
 
 
+def test_what_the_store_beside_has_heeded_is_not_sent() -> None:
+    sent = message(idempotency_key="k", unique="until_started", replace=True)
+    copy = pack(sent)
+    came = unpack(copy.text, copy.envelope)
+    assert (came.id, came.body, came.unique, came.replace) == (sent.id, sent.body, None, False)
+
+
 def test_a_json_body_stays_what_it_is() -> None:
     made = entry(pack(message(body='{"name": "Grüße"}'.encode())), fifo=False)
     assert made["MessageBody"] == '{"name": "Grüße"}'

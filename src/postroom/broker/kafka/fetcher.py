@@ -100,6 +100,7 @@ class Fetcher:
                 self._failed(error.args[0])
                 self._stop.wait(0.1)
             except Exception:
+                # Without this thread nothing more would come, and nobody would be told.
                 logger.exception("Kafka: a defect; the fetching goes on")
                 self._stop.wait(0.1)
         self._consumer.close()

@@ -37,8 +37,10 @@ def publish_in(
         return answered([])
     try:
         found = kind.fetch(connection, _sql(address), (rows.batch(fit), moment, told))
-    except Exception as error:
-        raise _told(error, address) from error
+    except Exception as error:  # Every library has errors of its own; callers know theirs, and try again by them.
+        if _is_missing(error, address):
+            raise _missing(address) from error
+        raise
     return answered(read(fit, found[0][0]))
 
 
@@ -54,8 +56,10 @@ async def apublish_in(
         return answered([])
     try:
         found = await kind.fetch(connection, _sql(address), (rows.batch(fit), moment, told))
-    except Exception as error:
-        raise _told(error, address) from error
+    except Exception as error:  # Every library has errors of its own; callers know theirs, and try again by them.
+        if _is_missing(error, address):
+            raise _missing(address) from error
+        raise
     return answered(read(fit, found[0][0]))
 
 
@@ -75,13 +79,14 @@ def _kind(connection: Any, address: Address) -> Kind:
     return kind
 
 
-def _told(error: Exception, address: Address) -> Exception:
-    """What the failed statement means; the error itself if nothing special, for callers that try again."""
-    if f"{address.schema}" in str(error) and "does not exist" in str(error):
-        return ConfigurationError(
-            f"transaction=: the database lacks the schema {address.schema} of this Postroom; run postroom migrate"
-        )
-    return error
+def _is_missing(error: Exception, address: Address) -> bool:
+    return address.schema in str(error) and "does not exist" in str(error)
+
+
+def _missing(address: Address) -> ConfigurationError:
+    return ConfigurationError(
+        f"transaction=: the database lacks the schema {address.schema} of this Postroom; run postroom migrate"
+    )
 
 
 def _place_of(connection: Any) -> Place:
