@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -65,6 +66,9 @@ def torture(url: str | None, report: Path | None, print_plan: bool, json_output:
       postroom torture amqp://localhost --restart "docker restart -t 0 rabbitmq"
       postroom torture --plant early-ack
     """
+    missing = [name for name in ("hypothesis", "pytest", "sqlalchemy") if find_spec(name) is None]
+    if missing:
+        raise click.ClickException(f"torture needs {', '.join(missing)}: pip install 'postroom[torture]'")
     from postroom.torture.plan import make_plan
 
     if given["plant"] is not None:
