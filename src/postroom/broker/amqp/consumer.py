@@ -15,12 +15,9 @@ from postroom.broker.amqp.office import Office
 from postroom.broker.amqp.shelf import Shelf
 from postroom.broker.amqp.subscriber import Subscriber
 from postroom.broker.base import Consumer, Delivery, Outcome
+from postroom.broker.refusals import check_count, consumer_closed, lease_over, settled_before
 from postroom.errors import (
-    AlreadySettled,
-    BrokerClosed,
     BrokerUnavailable,
-    ConfigurationError,
-    LeaseLost,
     SettlementError,
     SubscriptionNotFound,
 )
@@ -97,8 +94,7 @@ class AMQPConsumer(Consumer):
     # The contract
 
     async def receive(self, max_messages: int, timeout: float | None) -> list[Delivery]:
-        if max_messages < 1:
-            raise ConfigurationError(f"receive: max_messages must be at least 1, not {max_messages}")
+        check_count(max_messages)
         deadline = None if timeout is None else self._loop.time() + timeout
         self._receiving += 1
         try:
@@ -126,7 +122,7 @@ class AMQPConsumer(Consumer):
 
     async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> list[SettlementError | None]:
         if self._closed:
-            raise BrokerClosed("the consumer was closed; open a new one")
+            raise consumer_closed(self._name)
         answers: list[SettlementError | None] = []
         chosen: dict[int, tuple[Held, Outcome]] = {}
         for index, (delivery, outcome) in enumerate(settlements):
@@ -146,7 +142,7 @@ class AMQPConsumer(Consumer):
 
     async def extend(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         if self._closed:
-            raise BrokerClosed("the consumer was closed; open a new one")
+            raise consumer_closed(self._name)
         until = self._loop.time() + self._lease
         lost = []
         for delivery in deliveries:
@@ -196,7 +192,7 @@ class AMQPConsumer(Consumer):
     async def _opened(self) -> Subscriber:
         async with self._opening:
             if self._closed:
-                raise BrokerClosed("the consumer was closed; open a new one")
+                raise consumer_closed(self._name)
             if self._source is not None and self._source.is_deleted:
                 raise SubscriptionNotFound(f"subscription {self._name!r} was deleted")
             if self._source is None or not self._source.is_alive:
@@ -275,9 +271,9 @@ class AMQPConsumer(Consumer):
 
     def _refusal(self, held: Held, delivery: Delivery) -> SettlementError | None:
         if held.is_settled or held.is_settling:
-            return AlreadySettled(f"message {delivery.message.id} was settled before; the first settlement stands")
+            return settled_before(delivery.message.id)
         if held not in self._leased or not held.source.is_alive or held.until <= self._loop.time():
-            return LeaseLost(f"the lease of message {delivery.message.id} is over; it belongs to somebody else now")
+            return lease_over(delivery.message.id)
         return None
 
     async def _perform(self, chosen: outcomes.Chosen) -> dict[int, SettlementError]:

@@ -16,12 +16,9 @@ from postroom.broker.kafka.letters import gone_record, letter_record, trial_reco
 from postroom.broker.kafka.options import Names
 from postroom.broker.kafka.sender import Sender
 from postroom.broker.kafka.wire import Envelope, Record
+from postroom.broker.refusals import check_count, consumer_closed, lease_over, of_another_consumer, settled_before
 from postroom.clock import Clock
 from postroom.errors import (
-    AlreadySettled,
-    BrokerClosed,
-    ConfigurationError,
-    LeaseLost,
     SettlementError,
     SubscriptionNotFound,
 )
@@ -46,8 +43,7 @@ class KafkaConsumer(Consumer):
         hub.open(lease)
 
     async def receive(self, max_messages: int, timeout: float | None) -> list[Delivery]:
-        if max_messages < 1:
-            raise ConfigurationError(f"receive: max_messages must be at least 1, not {max_messages}")
+        check_count(max_messages)
         await asyncio.sleep(0)
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
@@ -110,7 +106,7 @@ class KafkaConsumer(Consumer):
             await self._perform(batch)
         for number, (delivery, _) in enumerate(settlements):
             if results[number] is None and not delivery.receipt.alive:
-                results[number] = _lost(delivery)
+                results[number] = lease_over(delivery.message.id)
         trials: list[Record] = []
         for claim, outcome in batch.items():
             if claim.alive:
@@ -143,17 +139,17 @@ class KafkaConsumer(Consumer):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise BrokerClosed("the consumer was closed; open a new one")
+            raise consumer_closed(self.hub.name)
         if self.hub.removed:
             raise SubscriptionNotFound(f"subscription {self.hub.name!r} was deleted; declare it again")
 
     def _refusal(self, delivery: Delivery, batch: dict[Claim, Outcome]) -> SettlementError | None:
         claim: Claim = delivery.receipt
         if claim.consumer is not self:
-            return LeaseLost(f"message {delivery.message.id} was delivered to another consumer")
+            return of_another_consumer(delivery.message.id)
         if claim.settled or claim in batch:
-            return AlreadySettled(f"message {delivery.message.id} was settled before; the first settlement stands")
-        return None if claim.alive else _lost(delivery)
+            return settled_before(delivery.message.id)
+        return None if claim.alive else lease_over(delivery.message.id)
 
     async def _perform(self, batch: dict[Claim, Outcome]) -> None:
         """Copies first, confirmed; then what is done is committed. May be called again if it raised."""
@@ -225,10 +221,6 @@ class KafkaConsumer(Consumer):
         self.hub.remove(item)
         if self.hub.entry.asked.ordered and item.envelope.history and isinstance(outcome, Ack | Cancel):
             trials.append(gone_record(self._names, self.hub.name, item.envelope.message.id))
-
-
-def _lost(delivery: Delivery) -> LeaseLost:
-    return LeaseLost(f"the lease of message {delivery.message.id} is over; it belongs to somebody else now")
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -10,7 +10,8 @@ from postroom.broker.base import Consumer, Delivery, Outcome
 from postroom.broker.memory.copy import Lease
 from postroom.broker.memory.state import State, delivery_of
 from postroom.broker.memory.subscription import SubscriptionState, Waiter
-from postroom.errors import AlreadySettled, BrokerClosed, ConfigurationError, LeaseLost, SettlementError
+from postroom.broker.refusals import check_count, consumer_closed, lease_over, of_another_consumer, settled_before
+from postroom.errors import SettlementError
 
 
 class MemoryConsumer(Consumer):
@@ -27,8 +28,7 @@ class MemoryConsumer(Consumer):
         self._closed = False
 
     async def receive(self, max_messages: int, timeout: float | None) -> list[Delivery]:
-        if max_messages < 1:
-            raise ConfigurationError(f"receive: max_messages must be at least 1, not {max_messages}")
+        check_count(max_messages)
         # Here a cancellation finds nothing leased yet; and a consumer that always finds something lets others run.
         await asyncio.sleep(0)
         clock = self._state.clock
@@ -84,7 +84,7 @@ class MemoryConsumer(Consumer):
     def _open(self) -> Iterator[State]:
         with self._state.lock:
             if self._closed:
-                raise BrokerClosed("the consumer was closed; open a new one")
+                raise consumer_closed(self._subscription.name)
             self._state.catch_up()
             yield self._state
 
@@ -99,11 +99,11 @@ class MemoryConsumer(Consumer):
     def _settle(self, state: State, delivery: Delivery, outcome: Outcome) -> SettlementError | None:
         lease: Lease = delivery.receipt
         if lease.consumer is not self:
-            return LeaseLost(f"message {delivery.message.id} was delivered to another consumer")
+            return of_another_consumer(delivery.message.id)
         if lease.settled:
-            return AlreadySettled(f"message {delivery.message.id} was settled before; the first settlement stands")
+            return settled_before(delivery.message.id)
         if not lease.alive:
-            return LeaseLost(f"the lease of message {delivery.message.id} is over; it belongs to somebody else now")
+            return lease_over(delivery.message.id)
         lease.settled = True
         del self._held[delivery.message.id]
         state.settle(lease, outcome)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from postroom.broker.base import Ack, Consumer, Delivery, Outcome, Release
+from postroom.broker.refusals import check_count, consumer_closed, lease_over, settled_before
 from postroom.broker.sqlite import claim, rows, settle
-from postroom.errors import AlreadySettled, BrokerClosed, LeaseLost, SettlementError
+from postroom.errors import SettlementError
 
 if TYPE_CHECKING:
     from postroom.broker.sqlite.broker import SQLiteBroker
@@ -54,6 +55,7 @@ class SQLiteConsumer(Consumer):
         self._wake.set()
 
     async def receive(self, max_messages: int, timeout: float | None) -> list[Delivery]:
+        check_count(max_messages)
         broker = self._broker
         deadline = None if timeout is None else broker.now() + timeout
         while True:
@@ -248,7 +250,7 @@ class SQLiteConsumer(Consumer):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise BrokerClosed(f"the consumer of {self._name} is closed")
+            raise consumer_closed(self._name)
 
 
 def _left_to_the_lease(given_back: asyncio.Future[Any]) -> None:
@@ -258,7 +260,4 @@ def _left_to_the_lease(given_back: asyncio.Future[Any]) -> None:
 
 
 def _refusal(delivery: Delivery) -> SettlementError:
-    job: Any = delivery.message.id
-    if delivery.receipt.lost:
-        return LeaseLost(f"the lease of {job} in {delivery.subscription} has ended; the message is another worker's")
-    return AlreadySettled(f"{job} in {delivery.subscription} was settled before")
+    return (lease_over if delivery.receipt.lost else settled_before)(delivery.message.id)

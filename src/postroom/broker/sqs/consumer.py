@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from postroom.broker.base import Consumer, Delivery, Outcome, Release
+from postroom.broker.refusals import check_count, consumer_closed, lease_over, of_another_consumer, settled_before
 from postroom.broker.sqs.held import MOST_HIDDEN, Held, Memory, receive
 from postroom.broker.sqs.kept import Kept
 from postroom.broker.sqs.outcomes import Outcomes
@@ -18,11 +19,7 @@ from postroom.broker.sqs.service import Missing, Service, not_found
 from postroom.broker.sqs.wire import UNFILTERED
 from postroom.clock import Clock
 from postroom.errors import (
-    AlreadySettled,
-    BrokerClosed,
     BrokerUnavailable,
-    ConfigurationError,
-    LeaseLost,
     PostroomError,
     SettlementError,
 )
@@ -89,8 +86,7 @@ class SQSConsumer(Consumer):
     # In
 
     async def receive(self, max_messages: int, timeout: float | None) -> list[Delivery]:
-        if max_messages < 1:
-            raise ConfigurationError(f"receive: max_messages must be at least 1, not {max_messages}")
+        check_count(max_messages)
         self._receiving += 1
         try:
             if timeout is not None and timeout < 1:
@@ -278,12 +274,12 @@ class SQSConsumer(Consumer):
 
     def _refusal(self, held: Held, message_id: str) -> SettlementError | None:
         if held.consumer is not self:
-            return LeaseLost(f"message {message_id} was delivered to another consumer")
+            return of_another_consumer(message_id)
         if held.settled:
-            return AlreadySettled(f"message {message_id} was settled before; the first settlement stands")
+            return settled_before(message_id)
         if not held.alive:
             self._drop(held)
-            return LeaseLost(f"the lease of message {message_id} is over; it belongs to somebody else now")
+            return lease_over(message_id)
         return None
 
     async def extend(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
@@ -365,4 +361,4 @@ class SQSConsumer(Consumer):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise BrokerClosed("the consumer was closed; open a new one")
+            raise consumer_closed(self._kept.name)
