@@ -10,7 +10,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from postroom import App, ConfigurationError, IdempotencyConflict, UnsupportedOperation
+from postroom import App, ConfigurationError, IdempotencyConflict, PublishFailed, QueueFull, UnsupportedOperation
 from postroom.broker.base import Broker, Subscription, Topic
 from postroom.broker.demands import unmet
 from postroom.broker.memory import MemoryBroker
@@ -74,7 +74,34 @@ def test_what_is_replaced_makes_room(url: str) -> None:
         debounced = report.using(unique="until_started", replace=True, idempotency_key="weekly")
         first, second = debounced.enqueue(1), debounced.enqueue(2)
         assert (first.status().state, second.status().state) == ("cancelled", "ready")
+        third, fourth = debounced.enqueue_many([debounced.call(3), debounced.call(4)])
+        assert [job.status().state for job in (second, third, fourth)] == ["cancelled", "cancelled", "ready"]
         assert app.stats()[0].ready == 1
+        # Whoever was refused makes no room.
+        other = report.using(unique="until_started", replace=True, idempotency_key="daily")
+        with pytest.raises(PublishFailed) as refusal:
+            other.enqueue_many([other.call(5), other.call(6)])
+        assert len(refusal.value.unconfirmed) == 2
+        with pytest.raises(QueueFull):
+            other.enqueue(7)
+        assert app.stats()[0].ready == 1
+
+
+def test_what_waits_behind_it_goes_on(url: str) -> None:
+    """Of one key the first holds back the others; not once it has been replaced."""
+    with App(url) as app:
+
+        @app.task(ordered=True)
+        def report(pages: int) -> int:
+            return pages
+
+        debounced = report.using(key="k", unique="until_started", replace=True, idempotency_key="weekly", delay=60)
+        first, behind = debounced.enqueue(1), report.using(key="k").enqueue(2)
+        assert (first.status().state, behind.status().state) == ("scheduled", "ready")
+        second = debounced.enqueue(3)
+        with working(app):
+            assert behind.result(10) == 2
+        assert (first.status().state, second.status().state) == ("cancelled", "scheduled")
 
 
 def test_with_a_store(tmp_path: Path) -> None:

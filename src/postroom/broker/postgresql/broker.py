@@ -57,6 +57,7 @@ class PostgreSQLBroker(Broker):
         patterns=True,
         filters=True,
         deduplication=True,
+        unique=True,
         known_ids=True,
         start_notes=False,
         expiry=True,
@@ -159,8 +160,7 @@ class PostgreSQLBroker(Broker):
 
     async def discard(self, subscription: str, ids: Sequence[str]) -> list[str]:
         sub = await self._sub(subscription)
-        sql = "DELETE FROM ~.message WHERE sub = $1 AND id = ANY ($2::text[]) AND state = 3 RETURNING id"
-        gone = {row[0] for row in await self.link.fetch(sql, sub, ids)}
+        gone = {row[0] for row in await self.link.fetch("SELECT ~.discard($1, $2)", sub, ids)}
         return [each for each in dict.fromkeys(ids) if each in gone]
 
     async def purge(self, subscription: str) -> int:

@@ -11,7 +11,7 @@ from postroom.broker.postgresql.address import Address
 from postroom.broker.postgresql.link import Link
 from postroom.errors import ConfigurationError
 
-STEPS: Sequence[tuple[str, ...]] = (("tables", "publish", "consume", "operate", "settings"),)
+STEPS: Sequence[tuple[str, ...]] = (("tables", "publish", "unique", "consume", "operate", "settings"),)
 """Files of each version; only ever appended to."""
 OLDEST_SERVER = 130000
 """``server_version_num`` of PostgreSQL 13."""

@@ -25,6 +25,7 @@ INSERT INTO ~.route (topic, sub, name, filter, ordered, maximum)
 SELECT t.topic, s.id, s.name, s.filter, s.ordered, s.maximum
 FROM unnest($1::text[], $2::integer[]) AS t(topic, sub) JOIN ~.subscription s ON s.id = t.sub
 """
+_FREE_KEYS = "SELECT ~.free_keys(ARRAY(SELECT id FROM ~.dedup WHERE until = 'Infinity'))"
 _STEP = 1000
 """Messages that one statement of a replay copies."""
 
@@ -89,6 +90,7 @@ async def unsubscribe(link: Link, name: str, sub: int) -> None:
         for table, column in (("route", "sub"), ("subscription", "id"), ("message", "sub"), ("record", "sub")):
             await connection.execute(link.statement(f"DELETE FROM ~.{table} WHERE {column} = $1"), sub)
         await connection.execute(link.statement("DELETE FROM ~.topic WHERE name = $1 AND queue"), name)
+        await connection.execute(link.statement(_FREE_KEYS))
 
     await link.transact(run)
 

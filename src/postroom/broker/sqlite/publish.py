@@ -30,10 +30,11 @@ VALUES (?,?,?,?,0,?,?,?,?,?,?,?)
 """
 _LOG = "INSERT INTO log (topic, published_at, purge_at, message) VALUES (?, ?, ?, ?)"
 _IN_LINE = "SELECT 1 FROM message WHERE sub = ? AND line = ? LIMIT 1"
+_KNOWN_ID = "SELECT 1 FROM message WHERE id = ? LIMIT 1"
 _KNOWN_KEY = "SELECT id, fingerprint FROM dedup WHERE topic = ? AND key = ? AND until > ?"
 _REMEMBER_KEY = "REPLACE INTO dedup VALUES (?, ?, ?, ?, ?)"
 _HOLDER = (
-    "SELECT m.seq, m.id FROM dedup AS d JOIN message AS m ON m.id = d.id WHERE d.topic = ? AND d.key = ? "
+    "SELECT m.seq FROM dedup AS d JOIN message AS m ON m.id = d.id WHERE d.topic = ? AND d.key = ? "
     "AND (m.expires_at IS NULL OR m.expires_at > ? OR m.state = 1)"
 )
 _HOLDS: dict[Unique | None, str] = {
@@ -114,6 +115,9 @@ class Publication:
         if message.unique is not None:
             # Whether it is held is told by rows: those of this batch must be among them.
             self._write()
+            if message.replace and self._connection.execute(_KNOWN_ID, (message.id,)).fetchone():
+                # Published before: what came after it keeps the key.
+                return message.id
             replaced = self._replaced_by(message)
         if message.idempotency_key is not None and not replaced:
             known = self._known(message)
@@ -220,14 +224,12 @@ class Publication:
         self._connection.execute(_REMEMBER_KEY, (*place, message.id, mark, until))
 
     def _replaced_by(self, message: Message) -> list[int]:
-        # Published once more, under its own id, a message does not replace itself.
-        held = self._held(message) if message.replace else []
-        return [seq for seq, job_id in held if job_id != message.id]
+        return self._held(message) if message.replace else []
 
-    def _held(self, message: Message) -> list[tuple[int, str]]:
+    def _held(self, message: Message) -> list[int]:
         """The rows that hold the key of a unique message."""
         found = self._connection.execute(_HOLDS[message.unique], (message.topic, message.idempotency_key, self._now))
-        return found.fetchall()
+        return [seq for (seq,) in found]
 
     def _log(self, message: Message, retention: float) -> None:
         self._logged.append(

@@ -340,6 +340,10 @@ class PostgreSQLStore(Store):
         holds = first in earlier or await connection.fetchval(held, first, self.now()) is not None
         if holds and (not message.replace or first == message.id):
             return None
+        recorded = "SELECT 1 FROM record WHERE id = $1 LIMIT 1"
+        if holds and (message.id in earlier or await connection.fetchval(recorded, message.id)):
+            # Published before: what came after it keeps the key.
+            return Admission(message.id, publish=True)
         await connection.execute(_TAKE, *place, message.id, fingerprint)
         return Admission(message.id, publish=True, replaces=first if holds else None)
 

@@ -34,6 +34,7 @@ SWEEP = 10.0
 """Seconds between removals of what has ended long enough ago."""
 _STEP = 1000
 
+_RECORDED = "SELECT 1 FROM record WHERE id = ? LIMIT 1"
 _INSERT = """
 INSERT INTO record (id, sub, topic, name, state, due, created_at, finished_at, expires_at, result_ttl, purge_at)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
@@ -207,6 +208,9 @@ class SQLiteStore(Store):
         if found is not None and message.unique is not None:
             held = self._holds(connection, found[0], message)
             replaces = found[0] if held and message.replace and found[0] != message.id else None
+            if replaces is not None and connection.execute(_RECORDED, (message.id,)).fetchone():
+                # Published before: what came after it keeps the key.
+                return Admission(message.id, publish=True)
             found = found if held and replaces is None else None
         if found is None:
             until = FOREVER if message.unique is not None else now + message.dedup_window

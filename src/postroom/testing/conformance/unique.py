@@ -97,6 +97,23 @@ async def test_replace_within_a_batch(scene: Scene) -> None:
 
 
 @proves("C11", "I17")
+@requires("unique", "jobs")
+async def test_what_was_replaced_stays_replaced(scene: Scene) -> None:
+    """published once more, as after a lost answer, it neither runs nor takes anything from what came after it."""
+    queue = await scene.queue()
+    first, second, third = (_unique(scene, queue, "until_started", label, replace=True) for label in "abc")
+    await scene.publish(first)
+    await scene.publish(second)
+    assert await scene.publish(first) == [first.id]
+    assert (await scene.record(first.id)).state is JobState.CANCELLED
+    assert (await scene.record(second.id)).state is JobState.READY
+    await scene.publish(third)
+    consumer = await scene.consume(queue)
+    assert labels(await scene.take(consumer)) == ["c"]
+    await scene.nothing(consumer)
+
+
+@proves("C11", "I17")
 @requires("unique")
 async def test_unique_among_many_publishers(scene: Scene) -> None:
     """many publish at the same time: one message; with ``replace`` one that waits in the end."""

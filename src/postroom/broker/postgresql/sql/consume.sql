@@ -19,7 +19,7 @@ CREATE FUNCTION remember(ended tid[], how integer, moment float8) RETURNS text[]
     WITH gone AS (
         DELETE FROM message m WHERE m.ctid = ANY (ended)
         RETURNING m.seq, m.sub, m.failed, m.id, m.topic, m.name, m.created_at, m.started_at, m.expires_at,
-            m.result_ttl, m.failures, m.line
+            m.result_ttl, m.failures, m.line, m.idempotency_key
     ), kept AS (
         INSERT INTO record (
             seq, sub, state, attempt, id, topic, name, created_at, started_at, finished_at, expires_at, purge_at,
@@ -27,7 +27,8 @@ CREATE FUNCTION remember(ended tid[], how integer, moment float8) RETURNS text[]
         )
         SELECT g.seq, g.sub, how, g.failed + 1, g.id, g.topic, g.name, g.created_at, g.started_at, moment,
             g.expires_at, moment + g.result_ttl, g.failures
-        FROM gone g WHERE g.result_ttl > 0
+        -- What has a key leaves a record in any case: the key goes with it.
+        FROM gone g WHERE g.result_ttl > 0 OR g.idempotency_key IS NOT NULL
         ON CONFLICT DO NOTHING
     )
     SELECT coalesce(array_agg(DISTINCT g.line) FILTER (WHERE g.line IS NOT NULL), '{}') FROM gone g
@@ -253,7 +254,7 @@ BEGIN
         USING json_to_recordset(acks) AS a(place integer, id text, lease bigint, result text)
         WHERE m.id = a.id AND m.sub = the_sub AND m.lease = a.lease
         RETURNING m.seq, m.failed, m.id, m.topic, m.name, m.created_at, m.started_at, m.expires_at, m.result_ttl,
-            m.lease, m.failures, m.line, a.place, a.result
+            m.lease, m.failures, m.line, m.idempotency_key, a.place, a.result
     ), kept AS (
         INSERT INTO record (
             seq, sub, state, attempt, id, topic, name, created_at, started_at, finished_at, expires_at, purge_at,
@@ -261,7 +262,7 @@ BEGIN
         )
         SELECT g.seq, the_sub, 2, g.failed + 1, g.id, g.topic, g.name, g.created_at, g.started_at, moment,
             g.expires_at, moment + g.result_ttl, g.lease, decode(g.result, 'base64'), g.failures
-        FROM gone g WHERE g.result_ttl > 0
+        FROM gone g WHERE g.result_ttl > 0 OR g.idempotency_key IS NOT NULL
         ON CONFLICT DO NOTHING
     )
     SELECT coalesce(array_agg(g.place), '{}'), coalesce(array_agg(DISTINCT g.line), '{}') INTO done, lines

@@ -38,6 +38,20 @@ CREATE FUNCTION redrive(the_sub integer, ids text[], clock float8) RETURNS SETOF
     RETURNING m.id
 $$;
 
+-- Deletes dead letters. The ids of those that were.
+CREATE FUNCTION discard(the_sub integer, ids text[]) RETURNS SETOF text LANGUAGE plpgsql AS $$
+DECLARE
+    gone text[];
+BEGIN
+    WITH deleted AS (
+        DELETE FROM message m WHERE m.sub = the_sub AND m.id = ANY (ids) AND m.state = 3 RETURNING m.id
+    )
+    SELECT array_agg(d.id) INTO gone FROM deleted d;
+    PERFORM free_keys(gone);
+    RETURN QUERY SELECT unnest(gone);
+END
+$$;
+
 -- Ends some of what waits, none of it newer than `up_to`. How many; 0 when it is done.
 CREATE FUNCTION purge(the_sub integer, up_to bigint, most integer, clock float8) RETURNS integer
 LANGUAGE plpgsql AS $$
@@ -163,14 +177,19 @@ DECLARE
     moment float8 := instant(clock);
     total integer;
     count integer;
+    gone text[];
 BEGIN
     SELECT coalesce(sum(expire(s.id, most, moment)), 0) INTO total FROM subscription s;
     -- What another process is just removing need not be waited for.
-    DELETE FROM record WHERE ctid = ANY (ARRAY(
-        SELECT r.ctid FROM record r WHERE r.purge_at <= moment LIMIT most FOR UPDATE SKIP LOCKED
-    ));
-    GET DIAGNOSTICS count = ROW_COUNT;
-    total := total + count;
+    WITH deleted AS (
+        DELETE FROM record WHERE ctid = ANY (ARRAY(
+            SELECT r.ctid FROM record r WHERE r.purge_at <= moment LIMIT most FOR UPDATE SKIP LOCKED
+        ))
+        RETURNING record.id
+    )
+    SELECT coalesce(array_agg(d.id), '{}') INTO gone FROM deleted d;
+    PERFORM free_keys(gone);
+    total := total + cardinality(gone);
     DELETE FROM log WHERE ctid = ANY (ARRAY(
         SELECT l.ctid FROM log l WHERE l.purge_at <= moment LIMIT most FOR UPDATE SKIP LOCKED
     ));

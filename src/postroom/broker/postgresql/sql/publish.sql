@@ -20,6 +20,7 @@ DECLARE
     known integer;
     plain boolean;
     refused integer[] := '{}';
+    replaced text[] := '{}';
     ids text[];
     subs integer[];
 BEGIN
@@ -34,7 +35,7 @@ BEGIN
     IF keyed OR known < cardinality(topics)
         OR EXISTS (SELECT FROM route r WHERE r.topic = ANY (topics) AND r.maximum IS NOT NULL)
     THEN
-        SELECT a.answers, a.refused INTO answers, refused FROM admit(batch, joined, moment) AS a;
+        SELECT a.answers, a.refused, a.replaced INTO answers, refused, replaced FROM admit(batch, joined, moment) AS a;
     END IF;
 
     IF plain IS NOT TRUE THEN
@@ -72,6 +73,7 @@ BEGIN
     -- What has ended already is no second message. Looked for now, for it may have ended a moment ago.
     DELETE FROM message m USING unnest(ids, subs) AS fresh(id, sub), record r
         WHERE r.id = fresh.id AND r.sub = fresh.sub AND m.id = r.id AND m.sub = r.sub;
+    PERFORM displace(r.id, moment) FROM unnest(replaced) AS r(id);
     IF plain IS NOT TRUE THEN
         PERFORM note_unwanted(batch, refused, moment);
     END IF;
@@ -82,40 +84,70 @@ END
 $$;
 
 -- Unknown topics, idempotency keys and limits: what they mean for each message. `refused` are the places in the
--- batch of those that are not to be stored.
-CREATE FUNCTION admit(batch json, joined boolean, moment float8, OUT answers json, OUT refused integer[])
-LANGUAGE plpgsql AS $$
+-- batch of those that are not to be stored, `replaced` the ids of those that another of the batch replaces.
+CREATE FUNCTION admit(
+    batch json, joined boolean, moment float8, OUT answers json, OUT refused integer[], OUT replaced text[]
+) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     given jsonb := '{}';
     rooms jsonb := '{}';
+    makes_way jsonb := '{}';  -- ids of what was replaced, by the places of what replaces it
+    turned_away text[] := '{}';
     print bytea;
+    latest text;  -- the last that took its key
     first record;
     m record;
     r record;
 BEGIN
+    replaced := '{}';
     -- In one order everywhere: two batches with the same keys must not wait for each other.
     FOR m IN
-        SELECT b.place, b.id, b.topic, b.name, decode(b.body, 'base64') AS body, b.idempotency_key, b.dedup_window
-        FROM ROWS FROM (
-            json_to_recordset(batch)
-                AS (id text, topic text, name text, body text, idempotency_key text, dedup_window float8)
-        ) WITH ORDINALITY AS b(id, topic, name, body, idempotency_key, dedup_window, place)
+        SELECT b.* FROM ROWS FROM (
+            json_to_recordset(batch) AS (
+                id text, topic text, name text, body text, idempotency_key text, dedup_window float8, "unique" text,
+                replace boolean
+            )
+        ) WITH ORDINALITY AS b(id, topic, name, body, idempotency_key, dedup_window, how, replace, place)
         WHERE b.idempotency_key IS NOT NULL AND EXISTS (SELECT FROM topic t WHERE t.name = b.topic)
         ORDER BY b.topic, b.idempotency_key, b.place
     LOOP
-        print := sha256(convert_to(m.name, 'UTF8') || '\x00'::bytea || m.body);
-        INSERT INTO dedup AS known VALUES (m.topic, m.idempotency_key, m.id, print, moment + m.dedup_window)
+        print := sha256(convert_to(m.name, 'UTF8') || '\x00'::bytea || decode(m.body, 'base64'));
+        INSERT INTO dedup AS known VALUES (
+            m.topic, m.idempotency_key, m.id, print,
+            CASE WHEN m.how IS NULL THEN moment + m.dedup_window ELSE 'Infinity' END
+        )
             ON CONFLICT (topic, key) DO UPDATE
             SET id = excluded.id, fingerprint = excluded.fingerprint, until = excluded.until
             WHERE known.until <= moment;
         IF NOT FOUND THEN
             SELECT d.id, d.fingerprint = print AS same INTO first FROM dedup d
                 WHERE d.topic = m.topic AND d.key = m.idempotency_key;
-            given := given || jsonb_build_object(
-                m.place, jsonb_build_object('id', first.id, 'refusal', CASE WHEN NOT first.same THEN 'conflict' END)
-            );
+            IF m.replace AND first.id <> m.id THEN
+                IF m.id = ANY (replaced) OR EXISTS (SELECT FROM message k WHERE k.id = m.id)
+                    OR EXISTS (SELECT FROM record k WHERE k.id = m.id)
+                THEN
+                    -- Published before: what came after it keeps the key.
+                    given := given || jsonb_build_object(m.place, jsonb_build_object('id', m.id));
+                    CONTINUE;
+                END IF;
+                IF first.id = latest THEN
+                    replaced := replaced || latest;
+                    makes_way := makes_way || jsonb_build_object(m.place, latest);
+                ELSIF displace(first.id, moment) THEN
+                    makes_way := makes_way || jsonb_build_object(m.place, first.id);
+                END IF;
+            ELSIF m.how IS NULL OR first.id = latest OR holds(first.id, m.how, moment) THEN
+                given := given || jsonb_build_object(
+                    m.place,
+                    jsonb_build_object('id', first.id, 'refusal', CASE WHEN NOT first.same THEN 'conflict' END)
+                );
+                CONTINUE;
+            END IF;
+            UPDATE dedup d SET id = m.id, fingerprint = print, until = 'Infinity'
+                WHERE d.topic = m.topic AND d.key = m.idempotency_key;
         END IF;
+        latest := m.id;
     END LOOP;
     FOR m IN
         SELECT b.place, b.id, b.topic, b.headers, b.idempotency_key,
@@ -129,6 +161,8 @@ BEGIN
             given := given || jsonb_build_object(m.place, jsonb_build_object('refusal', 'topic'));
             CONTINUE;
         END IF;
+        -- It takes the room of what it replaces.
+        CONTINUE WHEN makes_way ? m.place::text AND makes_way ->> m.place::text <> ALL (turned_away);
         FOR r IN
             SELECT l.sub, l.name, l.maximum FROM route l WHERE l.topic = m.topic AND l.maximum IS NOT NULL
                 AND (l.filter IS NULL OR fits(m.headers, l.filter)) ORDER BY l.sub
@@ -142,6 +176,7 @@ BEGIN
                 );
                 -- Nothing was stored under its key.
                 DELETE FROM dedup d WHERE d.topic = m.topic AND d.key = m.idempotency_key AND d.id = m.id;
+                turned_away := turned_away || m.id;
                 EXIT;
             END IF;
         END LOOP;

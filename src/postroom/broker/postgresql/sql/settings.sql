@@ -6,8 +6,8 @@ DECLARE
 BEGIN
     FOR made IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = current_schema()::regnamespace LOOP
         IF (SELECT proname FROM pg_proc WHERE oid = made) IN (
-            'publish', 'claim', 'settle', 'extend', 'pause', 'cancel', 'redrive', 'purge', 'replay', 'stats', 'tidy',
-            'turn'
+            'publish', 'claim', 'settle', 'extend', 'pause', 'cancel', 'redrive', 'discard', 'purge', 'replay', 'stats',
+            'tidy', 'turn', 'free_keys'
         ) THEN
             EXECUTE format('ALTER FUNCTION %s SET search_path FROM CURRENT', made);
             EXECUTE format('ALTER FUNCTION %s SET plan_cache_mode = force_generic_plan', made);

@@ -121,7 +121,8 @@ CREATE TABLE dedup (
     key         text NOT NULL,
     id          text NOT NULL,
     fingerprint bytea NOT NULL,
-    until       double precision NOT NULL,
+    until       double precision NOT NULL,  -- infinite: as long as the message holds it
     PRIMARY KEY (topic, key)
 );
 CREATE INDEX dedup_until ON dedup (until);
+CREATE INDEX dedup_held ON dedup (id) WHERE until = 'Infinity';
