@@ -308,17 +308,21 @@ class App:
         drain: bool = False,
         grace: float = 30.0,
         relay: str | None = None,
+        spare: bool = True,
     ) -> None:
         """Run a worker in this process until SIGTERM or SIGINT; to be called in the main thread.
 
         ``concurrency``: handlers that run at once. ``queues``: only these queues and subscriptions.
         ``drain``: stop once nothing is ready or running. ``grace``: seconds that running handlers have after
         the signal. ``relay``: the URL of a database whose outbox it sends to the broker beside its work.
-        Raises ``ConfigurationError``.
+        ``spare``: keep a child process ready for what a dead worker had started. Raises ``ConfigurationError``.
         """
         from postroom.worker.process import WorkerOptions, run
 
-        run(self, WorkerOptions(concurrency=concurrency, queues=queues, drain=drain, grace=grace, relay=relay))
+        run(
+            self,
+            WorkerOptions(concurrency=concurrency, queues=queues, drain=drain, grace=grace, relay=relay, spare=spare),
+        )
 
     def asgi(self, **options: Any) -> Any:
         """The HTTP gateway as an ASGI app, to be mounted or served; options as in ``postroom.gateway.Gateway``."""

@@ -51,6 +51,14 @@ def block(pause: float, ctx: Context = INJECTED) -> str:
     return "done"
 
 
+@app.task(queue="threads", lease=LEASE)
+def linger(ctx: Context = INJECTED) -> None:
+    """The first attempt outlasts its worker."""
+    note("start", ctx)
+    time.sleep(60.0 if ctx.attempt == 1 else 0.02)
+    note("end", ctx)
+
+
 @app.task(queue="mixed", retry=FAST, lease=LEASE)
 async def healthy(ctx: Context = INJECTED) -> None:
     note("start", ctx)

@@ -107,6 +107,36 @@ def test_redelivery_after_a_kill_is_prompt(faults: Stage, tasks: ModuleType) -> 
     print(f"redelivery after kill -9: median {statistics.median(delays):.2f} s, max {max(delays):.2f} s")
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for child processes in /proc")
+def test_all_that_a_dead_worker_ran_is_run_by_a_child_that_was_ready(faults: Stage, tasks: ModuleType) -> None:
+    """C4: ten at once; no child process has to be started first, and none waits longer than those before it run."""
+    victim = faults.worker("10")
+    jobs = [tasks.linger.enqueue() for _ in range(10)]
+    for job in jobs:
+        faults.wait_for("start", job.id)
+    survivor = faults.worker("10")
+    spare = _spare_of(survivor.pid)
+    killed_at = time.monotonic()
+    faults.kill(victim)
+    again = [faults.wait_for("start", job.id, times=2)[1] for job in jobs]
+    assert {start["pid"] for start in again} == {spare}
+    assert {start["attempt"] for start in again} == {2}
+    took = max(start["t"] for start in again) - killed_at
+    assert took <= 8.0
+    print(f"ten jobs run elsewhere {took:.2f} s after kill -9")
+
+
+def test_nothing_is_charged_for_a_child_that_died_idle(faults: Stage, tasks: ModuleType) -> None:
+    faults.worker("5")
+    before = tasks.crash.enqueue("not")
+    assert before.outcome(timeout=20).state is JobState.SUCCEEDED
+    idle = faults.wait_for("end", before.id)[0]["pid"]
+    os.kill(idle, signal.SIGKILL)
+    job = tasks.crash.enqueue("not")
+    assert job.outcome(timeout=20).attempt == 1
+    assert faults.wait_for("end", job.id)[0]["pid"] != idle
+
+
 def test_a_frozen_worker_is_fenced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """I8, C5: frozen past its lease, the message runs elsewhere; thawed, the first worker settles nothing."""
     with stage(tmp_path, lease=1.0) as faults:
@@ -188,6 +218,18 @@ def test_children_die_with_their_worker(faults: Stage, tasks: ModuleType) -> Non
     deadline = time.monotonic() + 10
     while _alive(start["pid"]):
         assert time.monotonic() < deadline, "the child outlived its worker"
+        time.sleep(0.02)
+
+
+def _spare_of(worker: int) -> int:
+    """The child process it keeps ready, once there is one."""
+    deadline = time.monotonic() + 30
+    while True:
+        for task in Path(f"/proc/{worker}/task").iterdir():
+            for pid in (task / "children").read_text().split():
+                if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return int(pid)
+        assert time.monotonic() < deadline, "the worker keeps no child ready"
         time.sleep(0.02)
 
 

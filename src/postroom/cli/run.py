@@ -33,6 +33,12 @@ _FORMAT = "%(asctime)s %(process)d %(levelname)-7s %(message)s"
     envvar="POSTROOM_RELAY",
     help="Also send what lies in the outbox of this database, as `outbox relay` does.",
 )
+@click.option(
+    "--spare/--no-spare",
+    default=True,
+    show_default=True,
+    help="Keep a child process ready for what a dead worker had started. It takes memory: the app is imported in it.",
+)
 @click.option("--child", is_flag=True, hidden=True)
 def worker(
     target: str,
@@ -43,6 +49,7 @@ def worker(
     reload: bool,
     grace: float,
     relay: str | None,
+    spare: bool,
     child: bool,
 ) -> None:
     """Run workers that process messages, until SIGTERM or Ctrl-C.
@@ -62,7 +69,7 @@ def worker(
     app.check()
     if not app.topology.select(names):
         raise ConfigurationError(f"{target} has no tasks and no subscriptions; define some with @app.task")
-    options = WorkerOptions(concurrency=concurrency, queues=names, drain=drain, grace=grace, relay=relay)
+    options = WorkerOptions(concurrency=concurrency, queues=names, drain=drain, grace=grace, relay=relay, spare=spare)
     from postroom.worker.supervise import HOPELESS, Supervisor
 
     if child:
@@ -89,6 +96,7 @@ def worker(
         # Not in the command: other users could see the password there.
         os.environ["POSTROOM_RELAY"] = relay
     command += ["--drain"] if drain else []
+    command += [] if spare else ["--no-spare"]
     watch = [Path.cwd()] if reload else []
     sys.exit(Supervisor(command, processes=processes, once=drain, watch=watch).run())
 

@@ -27,25 +27,31 @@ def main(connection: Connection, module: str, variable: str) -> None:
     """The entry of the process: ``module:variable`` is the app."""
     # Ctrl-C goes to the whole process group; the worker decides what becomes of its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    app: App = getattr(sys.modules.get(module) or importlib.import_module(module), variable)
-    asyncio.run(_serve(app, connection))
+    requests: asyncio.Queue[wire.Request | None] = asyncio.Queue()
+    with asyncio.Runner() as runner:
+        # From the first moment on: the worker may die while the app is imported.
+        threading.Thread(target=_read, args=(connection, runner.get_loop(), requests), daemon=True).start()
+        app: App = getattr(sys.modules.get(module) or importlib.import_module(module), variable)
+        runner.run(_serve(app, connection, requests))
 
 
-async def _serve(app: App, connection: Connection) -> None:
-    loop = asyncio.get_running_loop()
-    requests: asyncio.Queue[wire.Request] = asyncio.Queue()
+async def _serve(app: App, connection: Connection, requests: asyncio.Queue[wire.Request | None]) -> None:
+    connection.send_bytes(wire.encode_reply(wire.READY))
+    # A spare child may wait for ever: it should not hold what the app opens, such as connections.
+    await requests.get()
     async with AsyncExitStack() as stack:
         resources = await app.lifecycle.open(stack)
         # Middleware runs in the worker, around the whole of this.
         executor = Executor(resources, [], app.blobs, app.max_message_size)
         reporter = _Reporter(connection)
         connection.send_bytes(wire.encode_reply(wire.READY))
-        threading.Thread(target=_read, args=(connection, loop, requests), daemon=True).start()
-        while True:
-            connection.send_bytes(wire.encode_reply(await _run(app, executor, reporter, await requests.get())))
+        while (request := await requests.get()) is not None:
+            connection.send_bytes(wire.encode_reply(await _run(app, executor, reporter, request)))
 
 
-def _read(connection: Connection, loop: asyncio.AbstractEventLoop, requests: asyncio.Queue[wire.Request]) -> None:
+def _read(
+    connection: Connection, loop: asyncio.AbstractEventLoop, requests: asyncio.Queue[wire.Request | None]
+) -> None:
     """Takes requests; ends the process when the worker has gone, whatever the handler is doing."""
     while True:
         try:

@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import signal
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from postroom.broker.base import Outcome, Release
@@ -20,7 +19,7 @@ logger = logging.getLogger("postroom.worker")
 _spawn = multiprocessing.get_context("spawn")
 
 START_TIMEOUT = 60.0
-"""Seconds a child may take to import the app and open its resources."""
+"""Seconds a child may take to import the app, and again to open its resources."""
 BROKEN_START_DELAY = 5.0
 """Seconds before a message is tried again that no child could be started for."""
 
@@ -37,30 +36,31 @@ class Child:
         self._process: BaseProcess = _spawn.Process(
             target=child.main, args=(theirs, module, variable), name="postroom-isolated", daemon=True
         )
-        self._theirs: Connection | None = theirs
-        self._module, self._variable = module, variable
+        self._theirs = theirs
+        self._is_open = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
 
     async def start(self) -> None:
-        """Raises ``ChildLost`` if it does not come up."""
+        """Have it import the app. Raises ``ChildLost`` if it does not come up."""
         await asyncio.to_thread(self._process.start)
-        if self._theirs is not None:
-            # Our copy must go, or the end of the process would not end the stream.
-            self._theirs.close()
-            self._theirs = None
-        try:
-            async with asyncio.timeout(START_TIMEOUT):
-                await self._receive()
-        except TimeoutError as error:
-            raise ChildLost(f"did not start within {START_TIMEOUT} s") from error
+        # Our copy must go, or the end of the process would not end the stream.
+        self._theirs.close()
+        await self._ready()
+
+    async def open(self) -> None:
+        """Have it open the app's resources, the first time. Raises ``ChildLost`` if it cannot."""
+        if not self._is_open:
+            self._send(None)
+            await self._ready()
+            self._is_open = True
 
     async def run(self, work: Work, progress: Callable[[Progress], None]) -> Outcome:
         """Raises ``ChildLost`` if the process ends before it has answered."""
         delivery = work.delivery
-        request = wire.Request(delivery.message, delivery.subscription, delivery.attempt)
-        try:
-            self._connection.send_bytes(wire.encode_request(request))
-        except OSError as error:
-            raise ChildLost(self._how_it_ended()) from error
+        self._send(wire.Request(delivery.message, delivery.subscription, delivery.attempt))
         while True:
             reply = await self._receive()
             if not isinstance(reply, Progress | str):
@@ -78,6 +78,19 @@ class Child:
             self._process.kill()
             self._process.join()
         self._connection.close()
+
+    def _send(self, request: wire.Request | None) -> None:
+        try:
+            self._connection.send_bytes(wire.encode_request(request))
+        except OSError as error:
+            raise ChildLost(self._how_it_ended()) from error
+
+    async def _ready(self) -> None:
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await self._receive()
+        except TimeoutError as error:
+            raise ChildLost(f"did not start within {START_TIMEOUT} s") from error
 
     async def _receive(self) -> Outcome | Progress | str:
         await self._readable()
@@ -109,12 +122,20 @@ class Child:
 class ChildPool:
     """Up to ``limit`` children, started as they are needed and used again."""
 
-    def __init__(self, module: str, variable: str, limit: int) -> None:
+    def __init__(self, module: str, variable: str, limit: int, *, spare: bool) -> None:
+        """``spare``: a child is kept ready, so that what comes back from a dead worker runs at once."""
         self._module, self._variable = module, variable
         self._idle: list[Child] = []
         self._all: set[Child] = set()
         self._slots = asyncio.Semaphore(limit)
         self._suspects = asyncio.Semaphore(1)
+        self._keeps_spare = spare
+        self._spare: asyncio.Task[Child | None] | None = None
+
+    def prepare(self) -> None:
+        """Start the spare child, unless one is there or none is to be kept."""
+        if self._keeps_spare and not self._idle and self._spare is None:
+            self._spare = asyncio.get_running_loop().create_task(self._prepared())
 
     async def run(
         self, work: Work, starts: Callable[[Work], None], report: Callable[[Work, Progress], None]
@@ -126,8 +147,12 @@ class ChildPool:
         async with self._suspects:
             return await self._run(work, starts, report)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Kill all children."""
+        self._keeps_spare = False
+        if self._spare is not None:
+            self._spare.cancel()
+            await asyncio.wait([self._spare])
         for process in list(self._all):
             self._discard(process)
 
@@ -136,7 +161,7 @@ class ChildPool:
     ) -> Outcome:
         async with self._slots:
             try:
-                process = self._idle.pop() if self._idle else await self._start()
+                process = await self._take()
             except ChildLost as error:
                 logger.error("cannot start a child process for %s: %s", work.handler.label, error)
                 return Release(BROKEN_START_DELAY)
@@ -148,7 +173,7 @@ class ChildPool:
             try:
                 outcome = await process.run(work, lambda progress: report(work, progress))
             except ChildLost as error:
-                self._discard(process)
+                self._replace(process)
                 if work.why is not None:
                     return work.interrupted()
                 return decide.lost(work.delivery, work.handler.options.retry, work.started_at, str(error))
@@ -156,8 +181,38 @@ class ChildPool:
                 self._idle.append(process)
             else:
                 # It answered just as it was being ended: the process is dead or dying.
-                self._discard(process)
+                self._replace(process)
             return outcome
+
+    async def _take(self) -> Child:
+        """A child that can run something now. Raises ``ChildLost``."""
+        process = await self._waiting() or await self._start()
+        try:
+            await process.open()
+        except BaseException:
+            self._discard(process)
+            raise
+        return process
+
+    async def _waiting(self) -> Child | None:
+        if not self._idle and self._spare is not None:
+            spare, self._spare = self._spare, None
+            started = await spare
+            self._idle += [] if started is None else [started]
+        while self._idle:
+            process = self._idle.pop()
+            if process.is_alive:
+                return process
+            # It died without work, so no message is to blame.
+            self._discard(process)
+        return None
+
+    async def _prepared(self) -> Child | None:
+        try:
+            return await self._start()
+        except ChildLost as error:
+            logger.error("cannot keep a child process ready: %s", error)
+            return None
 
     async def _start(self) -> Child:
         process = Child(self._module, self._variable)
@@ -168,6 +223,10 @@ class ChildPool:
             self._discard(process)
             raise
         return process
+
+    def _replace(self, process: Child) -> None:
+        self._discard(process)
+        self.prepare()
 
     def _discard(self, process: Child) -> None:
         self._all.discard(process)

@@ -54,6 +54,8 @@ class WorkerOptions:
     """Seconds that running handlers have to finish after the signal to stop."""
     relay: str | None = None
     """URL of a database whose outbox this process also relays to the broker; see ``postroom outbox relay``."""
+    spare: bool = True
+    """Keep a child process ready, the app imported, so that what a dead worker had started runs again at once."""
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
@@ -110,6 +112,8 @@ class Worker:
             ), children)  # fmt: skip
             await self._on_broker_thread(self._begin)
             self.ready = True
+            if children is not None:
+                children.prepare()
             orphaned = asyncio.ensure_future(self._stop_when_orphaned())
             logger.info("worker %d works on %s", os.getpid(), ", ".join(names))
             await self._stopping.wait()
@@ -156,7 +160,7 @@ class Worker:
         await self._on_broker_thread(lambda: self._intake.close(_LAST_SETTLE))
         self._runner.close()
         if children is not None:
-            children.close()
+            await children.close()
 
     async def _interrupt_all(self) -> None:
         self._intake.interrupt_all()
@@ -183,7 +187,9 @@ class Worker:
         place = next((place for place in found if place is not None), None)
         if place is not None:
             module, _, variable = place.partition(":")
-            return ChildPool(module, variable, max(2, os.cpu_count() or 1))
+            # A worker that drains does not stay to take over what others leave.
+            spare = self._options.spare and not self._options.drain
+            return ChildPool(module, variable, max(2, os.cpu_count() or 1), spare=spare)
         isolated = [handler for handler in handlers if handler.options.isolation is not None]
         if isolated:
             raise ConfigurationError(

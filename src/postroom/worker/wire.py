@@ -10,7 +10,7 @@ from postroom.broker.base import Ack, Cancel, Dead, Outcome, Release, Retry
 from postroom.message import Message, Progress
 
 READY = "Ready"
-"""The child has imported the app and opened its resources."""
+"""The child has imported the app; and then again: it has opened its resources."""
 
 _REPLIES: dict[str, Any] = {kind.__name__: kind for kind in (Ack, Cancel, Dead, Release, Retry, Progress)}
 
@@ -23,16 +23,17 @@ class Request(msgspec.Struct, frozen=True):
     attempt: int
 
 
-_request = msgspec.msgpack.Decoder(Request)
+_request: msgspec.msgpack.Decoder[Request | None] = msgspec.msgpack.Decoder(Request | None)
 _reply = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])
 
 
-def encode_request(request: Request) -> bytes:
+def encode_request(request: Request | None) -> bytes:
+    """``None`` asks the child to open the app's resources; it comes first, and once."""
     # A message without headers has a read-only mapping of none, which MessagePack does not know.
     return msgspec.msgpack.encode(request, enc_hook=dict)
 
 
-def decode_request(data: bytes) -> Request:
+def decode_request(data: bytes) -> Request | None:
     return _request.decode(data)
 
 
