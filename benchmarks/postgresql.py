@@ -10,17 +10,14 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import psycopg
 from services.postgresql import PostgreSQLServer
 
-from benchmarks import producing, worker
-from benchmarks.child import Child, run, run_together
-from benchmarks.pulse import rate
-from benchmarks.redis import BATCH, BODY, _measured, _told
+from benchmarks.beside import BODY, measured, show_loop, show_workers
 
+BATCH = 100
 CREATE = """
 DROP TABLE IF EXISTS raw;
 CREATE TABLE raw (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body bytea NOT NULL, until float8);
@@ -48,7 +45,7 @@ def asyncpg_send(url: str, count: int) -> dict[str, float]:
             await connection.execute(_INSERT.format("$1"), [BODY] * BATCH)
         await connection.close()
 
-    return _measured(main, count)
+    return measured(lambda: asyncio.run(main()), count)
 
 
 def asyncpg_take(url: str, count: int) -> dict[str, float]:
@@ -65,7 +62,7 @@ def asyncpg_take(url: str, count: int) -> dict[str, float]:
             done += len(found)
         await connection.close()
 
-    return _measured(main, count)
+    return measured(lambda: asyncio.run(main()), count)
 
 
 def psycopg_send(url: str, count: int) -> dict[str, float]:
@@ -76,7 +73,7 @@ def psycopg_send(url: str, count: int) -> dict[str, float]:
             for _ in range(count // BATCH):
                 await connection.execute(_INSERT.format("%b"), [[BODY] * BATCH])
 
-    return _measured(main, count)
+    return measured(lambda: asyncio.run(main()), count)
 
 
 def psycopg_take(url: str, count: int) -> dict[str, float]:
@@ -92,7 +89,7 @@ def psycopg_take(url: str, count: int) -> dict[str, float]:
                 await connection.execute(_DELETE.format("%b"), [[row[0] for row in found]])
                 done += len(found)
 
-    return _measured(main, count)
+    return measured(lambda: asyncio.run(main()), count)
 
 
 async def _prepare(url: str, sql: str) -> None:
@@ -104,21 +101,12 @@ async def _prepare(url: str, sql: str) -> None:
 def main(count: int) -> None:
     server = PostgreSQLServer(Path(tempfile.mkdtemp(prefix="postroom-postgresql-")))
     server.start()
-    url: Any = f"{server.url}?migrate=auto"
     try:
         for name, send, take in (("asyncpg", asyncpg_send, asyncpg_take), ("psycopg", psycopg_send, psycopg_take)):
             asyncio.run(_prepare(server.url, CREATE))
-            for what, function in (("insert", send), ("SKIP LOCKED loop", take)):
-                (found,) = run_together([Child(function, url=server.url, count=count)])
-                _told(f"raw: {name}, {what}, batches of {BATCH}", found["cpu"], found["rate"])
-        for processes in (1, 2):
-            sent = run(producing.enqueue, broker=url, task="noop", count=count)
-            if processes == 1:
-                print("postroom: enqueue_many", sent)
-            results = run_together([Child(worker.drain, broker=url, queue="quick") for _ in range(processes)])
-            assert sum(result["count"] for result in results) == count
-            cpu = sum(result["cpu"] for result in results) / count * 1e6
-            _told(f"postroom: worker, {processes} process(es)", cpu, rate(results))
+            show_loop(f"{name}, insert, batches of {BATCH}", send, count, url=server.url)
+            show_loop(f"{name}, SKIP LOCKED loop of {BATCH}", take, count, url=server.url)
+        show_workers(f"{server.url}?migrate=auto", count)
     finally:
         server.stop()
 

@@ -9,7 +9,7 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,10 @@ import pika
 from pika.adapters.asyncio_connection import AsyncioConnection
 from services.rabbitmq import RabbitMQServer
 
-from benchmarks import latency, producing, worker
-from benchmarks.child import Child, await_go, cpu_seconds, run, run_together
-from benchmarks.pulse import rate
+from benchmarks.beside import BODY, measured, show_latency, show_loop, show_times, show_workers
+from benchmarks.child import run
 
 BATCH = 100
-BODY = b'{"n":1}'
 
 
 async def channel_of(url: str) -> Any:
@@ -66,7 +64,7 @@ def raw_send(url: str, count: int) -> dict[str, float]:
                 channel.basic_publish("", "raw", BODY, properties, mandatory=True)
             await all_there.wait()
 
-    return _measured(main, count)
+    return measured(lambda: asyncio.run(main()), count)
 
 
 def raw_take(url: str, count: int) -> dict[str, float]:
@@ -87,7 +85,7 @@ def raw_take(url: str, count: int) -> dict[str, float]:
                 channel.basic_ack(tag, multiple=True)
         await called(channel.basic_qos, prefetch_count=1)
 
-    return _measured(main, count)
+    return measured(lambda: asyncio.run(main()), count)
 
 
 def raw_wait(url: str) -> list[float]:
@@ -111,63 +109,17 @@ def raw_wait(url: str) -> list[float]:
     return asyncio.run(main())
 
 
-def _measured(main: Callable[[], Coroutine[Any, Any, None]], count: int) -> dict[str, float]:
-    await_go()
-    wall, cpu = time.perf_counter(), cpu_seconds()
-    asyncio.run(main())
-    wall = time.perf_counter() - wall
-    return {"cpu": (cpu_seconds() - cpu) / count * 1e6, "rate": count / wall}
-
-
-def _told(what: str, cpu: float, each: float) -> None:
-    print(f"{what:42} {each:10,.0f} messages/s {cpu:8.1f} µs CPU a message", flush=True)
-
-
-def _wait(what: str, times: list[float]) -> None:
-    ordered = sorted(times)
-    middle, late = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.99)]
-    print(f"{what:42} p50 {middle:.2f} ms, p99 {late:.2f} ms", flush=True)
-
-
 def main(count: int) -> None:
     server = RabbitMQServer(Path(tempfile.mkdtemp(prefix="postroom-rabbitmq-")))
     server.start()
     try:
-        for what, function in (("raw: publish, confirms by 100", raw_send), ("raw: consume, acks by 100", raw_take)):
-            (found,) = run_together([Child(function, url=server.url, count=count)])
-            _told(what, found["cpu"], found["rate"])
-        for processes in (1, 2):
-            sent = run(producing.enqueue, broker=server.url, task="noop", count=count)
-            if processes == 1:
-                print("postroom: enqueue_many", sent)
-            children = [Child(worker.drain, broker=server.url, queue="quick") for _ in range(processes)]
-            results = run_together(children)
-            assert sum(result["count"] for result in results) == count
-            cpu = sum(result["cpu"] for result in results) / count * 1e6
-            _told(f"postroom: worker, {processes} process(es)", cpu, rate(results))
-        _wait("raw: publish to arrival", run(raw_wait, url=server.url))
-        _latency(server.url)
+        show_loop("publish, confirms by 100", raw_send, count, url=server.url)
+        show_loop("consume, acks by 100", raw_take, count, url=server.url)
+        show_workers(server.url, count)
+        show_times("raw: publish to arrival", run(raw_wait, url=server.url))
+        show_latency(server.url)
     finally:
         server.stop()
-
-
-def _latency(url: str) -> None:
-    waiting = Child(latency.work, broker=url)
-    try:
-        waiting.read()
-        time.sleep(2.0)
-        begin, before = time.monotonic(), float(waiting.ask("cpu"))
-        time.sleep(5.0)
-        share = (float(waiting.ask("cpu")) - before) / (time.monotonic() - begin) * 100
-        times = run(latency.produce, broker=url, count=200, pause=0.02)
-        waiting.tell("stop")
-        starts = waiting.result()
-    finally:
-        waiting.kill()
-    confirmed = [max(0.0, starts[str(n)] - end) * 1000 for n, (_, end) in enumerate(times)]
-    _wait("postroom: confirmed to started", confirmed)
-    _wait("postroom: enqueue called to started", [(starts[str(n)] - at) * 1000 for n, (at, _) in enumerate(times)])
-    print(f"{'postroom: idle worker':42} {share:.2f} % of a core")
 
 
 if __name__ == "__main__":

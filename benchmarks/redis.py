@@ -10,17 +10,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from redis.asyncio import Redis
 from services.redis import RedisServer
 
-from benchmarks import latency, producing, worker
-from benchmarks.child import Child, await_go, cpu_seconds, run, run_together
-from benchmarks.pulse import rate
+from benchmarks.beside import BODY, measured, show_latency, show_loop, show_times, show_workers
+from benchmarks.child import run
 
 BATCH = 100
-BODY = b'{"n":1}'
 
 
 def raw_send(url: str, count: int) -> dict[str, float]:
@@ -34,7 +31,7 @@ def raw_send(url: str, count: int) -> dict[str, float]:
                     pipeline.xadd("raw", {"body": BODY})
                 await pipeline.execute()
 
-    return _measured(main, count)
+    return measured(lambda: asyncio.run(main()), count)
 
 
 def raw_take(url: str, count: int) -> dict[str, float]:
@@ -58,7 +55,7 @@ def raw_take(url: str, count: int) -> dict[str, float]:
                 await pipeline.execute()
                 done += len(entries)
 
-    return _measured(main, count)
+    return measured(lambda: asyncio.run(main()), count)
 
 
 def raw_wait(url: str) -> list[float]:
@@ -80,62 +77,15 @@ def raw_wait(url: str) -> list[float]:
     return asyncio.run(main())
 
 
-def _measured(main: Any, count: int) -> dict[str, float]:
-    await_go()
-    wall, cpu = time.perf_counter(), cpu_seconds()
-    asyncio.run(main())
-    wall = time.perf_counter() - wall
-    return {"cpu": (cpu_seconds() - cpu) / count * 1e6, "rate": count / wall}
-
-
-def _told(what: str, cpu: float, each: float) -> None:
-    print(f"{what:42} {each:10,.0f} messages/s {cpu:8.1f} µs CPU a message", flush=True)
-
-
-def _wait(what: str, times: list[float]) -> None:
-    ordered = sorted(times)
-    middle, late = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.99)]
-    print(f"{what:42} p50 {middle:.2f} ms, p99 {late:.2f} ms", flush=True)
-
-
 def main(count: int) -> None:
     server = RedisServer(Path(tempfile.mkdtemp(prefix="postroom-redis-")))
     server.start()
     try:
-        for what, function in (("raw: XADD, pipelines of 100", raw_send), ("raw: XREADGROUP, XACK, XDEL", raw_take)):
-            (found,) = run_together([Child(function, url=server.url, count=count)])
-            _told(what, found["cpu"], found["rate"])
-        for processes in (1, 2):
-            sent = run(producing.enqueue, broker=server.url, task="noop", count=count)
-            if processes == 1:
-                print("postroom: enqueue_many", sent)
-            children = [Child(worker.drain, broker=server.url, queue="quick") for _ in range(processes)]
-            results = run_together(children)
-            assert sum(result["count"] for result in results) == count
-            cpu = sum(result["cpu"] for result in results) / count * 1e6
-            _told(f"postroom: worker, {processes} process(es)", cpu, rate(results))
-        _wait("raw: XADD to read", run(raw_wait, url=server.url))
-        waiting = Child(latency.work, broker=server.url)
-        try:
-            waiting.read()
-            time.sleep(2.0)
-            begin, before = time.monotonic(), float(waiting.ask("cpu"))
-            time.sleep(5.0)
-            share = (float(waiting.ask("cpu")) - before) / (time.monotonic() - begin) * 100
-            times = run(latency.produce, broker=server.url, count=200, pause=0.02)
-            waiting.tell("stop")
-            starts = waiting.result()
-        finally:
-            waiting.kill()
-        _wait(
-            "postroom: confirmed to started",
-            [max(0.0, starts[str(n)] - end) * 1000 for n, (_, end) in enumerate(times)],
-        )
-        _wait(
-            "postroom: enqueue called to started",
-            [(starts[str(n)] - begin) * 1000 for n, (begin, _) in enumerate(times)],
-        )
-        print(f"{'postroom: idle worker':42} {share:.2f} % of a core")
+        show_loop("XADD, pipelines of 100", raw_send, count, url=server.url)
+        show_loop("XREADGROUP, XACK, XDEL", raw_take, count, url=server.url)
+        show_workers(server.url, count)
+        show_times("raw: XADD to read", run(raw_wait, url=server.url))
+        show_latency(server.url)
     finally:
         server.stop()
 
