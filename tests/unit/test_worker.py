@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +28,9 @@ from postroom import (
     Snooze,
     exponential,
 )
+from postroom.broker.base import Broker, Delivery, Outcome
+from postroom.errors import SettlementError
+from postroom.testing.defects import DefectiveBroker, DefectiveConsumer
 from tests.conftest import wait_until, working
 
 FAST = RetryPolicy(backoff=exponential(first=0.01, max=0.02))
@@ -259,6 +262,33 @@ def test_a_blocked_loop_keeps_its_lease(app: App) -> None:
     with working(app), working(app):
         assert block.enqueue().result(timeout=10) == "done"
     assert len(starts) == 1
+
+
+def test_what_is_being_settled_is_not_taken_for_lost(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A broker that is slow to answer, or a store that is written after it, outlasts a renewal of leases."""
+
+    class Slow(DefectiveConsumer):
+        async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> list[SettlementError | None]:
+            answers = await super().settle(settlements)
+            await asyncio.sleep(0.5)
+            return answers
+
+    class SlowBroker(DefectiveBroker):
+        consumer_class = Slow
+
+    class SlowApp(App):
+        def make_broker(self) -> Broker:
+            return SlowBroker(super().make_broker())
+
+    with SlowApp(url) as app:
+
+        @app.task(lease=0.3)
+        def work() -> str:
+            return "done"
+
+        with working(app):
+            assert work.enqueue().result(timeout=10) == "done"
+    assert not [record for record in caplog.records if "lost the lease" in record.getMessage()]
 
 
 def test_what_a_blocked_worker_cannot_start_goes_to_another(app: App) -> None:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from postroom.broker.base import Delivery
 from postroom.errors import BrokerUnavailable
 from postroom.worker.source import Source
 from postroom.worker.work import Work
@@ -46,17 +47,19 @@ class LeaseKeeper:
         lost = await source.consumer.extend(held) if held else []
         source.renewed_at = asked_at
         for delivery in lost:
-            self._drop(source, source.held.pop(delivery, None))
+            self._drop(source, delivery)
 
     def _give_up_expired(self, source: Source) -> None:
         """The broker cannot be asked, but what it would say is known: these leases are over."""
         now = time.monotonic()
         for delivery, work in list(source.held.items()):
             if work.is_over(now):
-                del source.held[delivery]
-                self._drop(source, work)
+                self._drop(source, delivery)
 
-    def _drop(self, source: Source, work: Work | None) -> None:
-        if work is not None:
+    def _drop(self, source: Source, delivery: Delivery) -> None:
+        work = source.held.get(delivery)
+        # What is being settled may be settled by now: it is not held any more, but nothing is lost.
+        if work is not None and not work.is_settling:
+            del source.held[delivery]
             logger.warning("%s: lost the lease of %s; its handler is stopped", source.name, work.delivery.message.id)
             self._lost(work)

@@ -54,6 +54,7 @@ class Settler:
         count = 0
         while self._waiting:
             item = self._waiting.popleft()
+            item[0].is_settling = True
             if item[0].timer is not None:
                 item[0].timer.cancel()
             by_source.setdefault(item[0].source, []).append(item)

@@ -35,6 +35,7 @@ class Work:
         "claimed_at",
         "delivery",
         "handler",
+        "is_settling",
         "source",
         "started_at",
         "timer",
@@ -56,6 +57,8 @@ class Work:
         """Monotonic seconds."""
         self.started_at = 0.0
         """Unix seconds; 0 until the handler starts."""
+        self.is_settling = False
+        """Its outcome is under way to the broker, whose answer tells what became of the lease."""
         self.why: Why | None = None
         self.timer: asyncio.TimerHandle | None = None
         """Ends the handler when its time is up; belongs to the broker's loop."""
