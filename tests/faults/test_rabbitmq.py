@@ -276,6 +276,71 @@ def test_a_connection_lost_in_a_redrive(server: RabbitMQServer, url: str) -> Non
     through_a_proxy(url, server.port, scenario)
 
 
+def test_two_letters_of_one_message_are_one(server: RabbitMQServer, url: str) -> None:
+    """I14: it was buried and came back, and died once more. It is listed once, and goes as one."""
+
+    async def scenario(broker: AMQPBroker, proxy: Proxy) -> None:
+        twice, once = message(), message()
+        consumer = await broker.consume("q")
+        await broker.publish([twice])
+        proxy.cut_on = ACK
+        (delivery,) = await consumer.receive(1, 5.0)
+        assert isinstance(await unsettled(consumer, delivery), LeaseLost)
+        proxy.cut_on = None
+        (again,) = await consumer.receive(1, 10.0)
+        await broker.publish([once])
+        (other,) = await consumer.receive(1, 5.0)
+        assert await consumer.settle([(other, Dead(FAILURE)), (again, Dead(FAILURE))]) == [None, None]
+        for limit in (1, 2, 10):
+            assert await pages(broker, limit) == [twice.id, once.id]
+        assert await broker.redrive("q", [twice.id]) == [twice.id]
+        assert await pages(broker, 10) == [once.id]
+        assert [each.message.id for each in await everything(consumer)] == [twice.id]
+
+    async def unsettled(consumer: Consumer, delivery: Delivery) -> object:
+        try:
+            (answer,) = await consumer.settle([(delivery, Dead(FAILURE))])
+        except BrokerUnavailable:
+            (answer,) = await consumer.settle([(delivery, Dead(FAILURE))])
+        return answer
+
+    async def pages(broker: AMQPBroker, limit: int) -> list[str]:
+        found: list[str] = []
+        for _ in range(5):
+            page = await broker.dead_letters("q", after=found[-1] if found else None, limit=limit)
+            found += [letter.message.id for letter in page]
+        return found
+
+    through_a_proxy(url, server.port, scenario)
+
+
+def test_what_a_slow_server_sends_too_late_is_not_lost(server: RabbitMQServer, url: str) -> None:
+    """C7: it was on its way when it was no longer wanted, and nobody has tried it."""
+
+    async def scenario(broker: AMQPBroker, proxy: Proxy) -> None:
+        other = AMQPBroker(url)
+        await other.connect()
+        consumer = await broker.consume("q")
+        assert isinstance(consumer, AMQPConsumer)
+        assert await consumer.receive(5, 0.1) == []
+        source = consumer._source
+        assert source is not None
+        sent = [message() for _ in range(3)]
+        proxy.silent = True
+        await other.publish(sent)
+        async with asyncio.timeout(5):
+            while source._windows:  # noqa: ASYNC110 -- nobody tells of it
+                await asyncio.sleep(0.01)
+        proxy.silent = False
+        got = await everything(consumer)
+        assert [each.message.id for each in got] == [each.id for each in sent]
+        assert [each.attempt for each in got] == [1, 1, 1]
+        assert source.is_alive
+        await other.close()
+
+    through_a_proxy(url, server.port, scenario)
+
+
 def test_a_silent_server_is_noticed(server: RabbitMQServer, url: str) -> None:
     """C17: half-open, as after a network failure: told within a few heartbeats, and used again when it answers."""
 

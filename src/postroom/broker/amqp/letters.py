@@ -26,6 +26,8 @@ _PAUSE = 0.05
 _SILENCE = 5.0
 _MOST = 65_535
 _MARK = "postroom-end"
+_Place = tuple[float, str]
+"""Time of death, and id."""
 
 
 class Letters:
@@ -40,19 +42,20 @@ class Letters:
     async def page(
         self, subscription: str, ids: Sequence[str] | None, after: str | None, limit: int
     ) -> list[DeadLetter]:
-        """Oldest first; bodies are kept of one page at a time."""
+        """Oldest first, one of each id; bodies are kept of one page at a time."""
         wanted = None if ids is None else frozenset(ids)
-        page: list[tuple[tuple[float, str], DeadLetter]] = []
-        start = None if after is None else await self._place_of(subscription, after)
+        page: dict[str, tuple[_Place, DeadLetter]] = {}
+        listed = frozenset() if after is None else await self._up_to(subscription, after)
         async with _Look(self._link, self._publisher, self._address, subscription) as look:
             async for _, copy in look:
-                place = _place(copy)
-                if (start is not None and place <= start) or (wanted is not None and copy.message.id not in wanted):
+                message_id, place = copy.message.id, _place(copy)
+                if message_id in listed or (wanted is not None and message_id not in wanted):
                     continue
-                page.append((place, copy.letter(subscription)))
+                if message_id not in page or place < page[message_id][0]:
+                    page[message_id] = (place, copy.letter(subscription))
                 if len(page) > 2 * limit + 100:
-                    page = heapq.nsmallest(limit, page, key=lambda entry: entry[0])
-        return [letter for _, letter in heapq.nsmallest(limit, page, key=lambda entry: entry[0])]
+                    page = dict(heapq.nsmallest(limit, page.items(), key=lambda entry: entry[1][0]))
+        return [letter for _, letter in heapq.nsmallest(limit, page.values(), key=lambda entry: entry[0])]
 
     async def redrive(self, subscription: str, ids: Sequence[str]) -> list[str]:
         queue, now = self._address.queue(subscription), self._clock.now()
@@ -72,25 +75,28 @@ class Letters:
 
         return await self._take(subscription, ids, forget)
 
-    async def _place_of(self, subscription: str, message_id: str) -> tuple[float, str] | None:
-        """Where the letter of that id stands; ``None``: it is not there."""
+    async def _up_to(self, subscription: str, last: str) -> frozenset[str]:
+        """The ids from the oldest letter to that of the id ``last``; none if that is not there."""
+        places: dict[str, _Place] = {}
         async with _Look(self._link, self._publisher, self._address, subscription) as look:
             async for _, copy in look:
-                if copy.message.id == message_id:
-                    return _place(copy)
-        return None
+                message_id, place = copy.message.id, _place(copy)
+                # By its first letter, if a message has two: else a list that goes on behind it would begin anew.
+                places[message_id] = min(place, places.get(message_id, place))
+        return frozenset(each for each, place in places.items() if last in places and place <= places[last])
 
     async def _take(self, subscription: str, ids: Sequence[str], let_go: Any) -> list[str]:
         """Remove those of ``ids`` for which ``let_go(copy)`` says that they may go. Returns which."""
-        wanted, taken = set(ids), []
+        wanted = set(ids)
+        taken: set[str] = set()
         async with _Look(self._link, self._publisher, self._address, subscription) as look:
             async for tag, copy in look:
-                # The same id twice: a move that was interrupted between its two steps, or a second delivery.
-                if copy.message.id in wanted and copy.message.id not in taken and await let_go(copy):
+                if copy.message.id in taken:
+                    # A second letter of one message: a crash has left it, between the two steps of a move or a retry.
                     look.remove(tag)
-                    taken.append(copy.message.id)
-                    if len(taken) == len(wanted):
-                        break
+                elif copy.message.id in wanted and await let_go(copy):
+                    look.remove(tag)
+                    taken.add(copy.message.id)
             await look.done()
         return [message_id for message_id in dict.fromkeys(ids) if message_id in taken]
 
@@ -180,5 +186,5 @@ class _Look:
             raise BrokerUnavailable(f"cannot look through {self._queue!r}: {answer}")
 
 
-def _place(copy: Copy) -> tuple[float, str]:
+def _place(copy: Copy) -> _Place:
     return (copy.dead_at or 0.0, copy.message.id)

@@ -194,7 +194,8 @@ class Subscriber:
         self, consumer: str, tag: int, exchange: str, routing_key: str, properties: Any, body: bytes
     ) -> None:
         self._unsettled[tag] = consumer
-        self._used[consumer] += 1
+        # A server that was slow sends more than a moment after it looked quiet: then the window was closed meanwhile.
+        self._used[consumer] = self._used.get(consumer, 0) + 1
         self._stirred_at = self._loop.time()
         self._arrived(consumer, tag, exchange, routing_key, properties, body)
 
