@@ -32,6 +32,8 @@ FORGETFUL = {"sqs"}
 """Emulators that keep everything in memory: a restart of theirs would lose what the real service keeps."""
 OPTIONS = {"postgresql": "?migrate=auto"}
 """What the URL of a fresh server needs."""
+RATE = 25
+"""Messages a second: what two cores can do for all that takes part, also while half of it is down."""
 _MARKED = re.compile(r"(<!-- generated: results -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -67,12 +69,16 @@ def updated(text: str) -> str:
     return _MARKED.sub(lambda match: match[1] + table() + match[2], text)
 
 
-def run(name: str, seconds: float, seed: int) -> bool:
-    """Returns whether all promises were kept."""
+def run(name: str, seconds: float, seed: int, folder: Path | None) -> bool:
+    """Returns whether all promises were kept. ``folder``: keeps the histories and logs, in a new directory there."""
     with _broker(name) as arguments:
         command = [sys.executable, "-m", "postroom", "torture", *arguments, "--seed", str(seed)]
+        command += ["--folder", str(folder / name)] if folder is not None else []
         done = subprocess.run(
-            [*command, "--seconds", f"{seconds:g}", "--json"], stdout=subprocess.PIPE, check=False, env=_environment()
+            [*command, "--seconds", f"{seconds:g}", "--rate", str(RATE), "--json"],
+            stdout=subprocess.PIPE,
+            check=False,
+            env=_environment(),
         )
     if done.returncode not in (0, 1):
         sys.exit(f"{name}: exit code {done.returncode}")
@@ -120,6 +126,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(names)}; by default all")
     parser.add_argument("--seconds", type=float, help="under fault, each; without it nothing is run")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="keep the histories and logs there")
     options = parser.parse_args()
     for name in options.names:
         if name not in names:
@@ -128,7 +135,7 @@ def main() -> int:
     if options.seconds is not None:
         for name in options.names or names:
             print(f"{name}: {options.seconds:g} s under fault", flush=True)
-            sound = run(name, options.seconds, options.seed) and sound
+            sound = run(name, options.seconds, options.seed, options.folder) and sound
     PAGE.write_text(updated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     return 0 if sound else 1
 

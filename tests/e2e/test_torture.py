@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,26 @@ def test_interrupted_it_leaves_no_process_behind(tmp_path: Path) -> None:
     run.send_signal(signal.SIGINT)
     assert run.wait(40) == 1
     wait_until(lambda: not _ours(tmp_path / "run"), "all processes have ended")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the frozen stay until they are thawed")
+def test_killed_it_leaves_nobody_frozen(tmp_path: Path) -> None:
+    arguments = ("--folder", "run", "--faults", "freeze", "--every", "0.3", "--lease", "20")
+    run = subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: "T" in map(_state, _ours(tmp_path / "run")), "somebody is frozen", 60.0)
+    finally:
+        run.kill()
+        run.wait()
+    wait_until(lambda: not _ours(tmp_path / "run"), "all processes have ended", 30.0)
+
+
+def _state(process: str) -> str:
+    """As in ``ps``: ``T`` is stopped, and an empty one has ended."""
+    try:
+        return Path("/proc", process, "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _ours(folder: Path) -> list[str]:

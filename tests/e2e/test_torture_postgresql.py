@@ -1,8 +1,10 @@
-"""``postroom torture`` for a minute with the effects in PostgreSQL: on SQLite, and on PostgreSQL itself."""
+"""``postroom torture`` for a minute each: in memory, on SQLite with the effects in PostgreSQL, and on PostgreSQL."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from services.restarts import Restarter
 from tests.servers import private
 from torture_run import outcome
 
+MEMORY = Path("/dev/shm")
 MINUTE = ("--seconds", "60", "--rate", "30", "--workers", "2")
 
 
@@ -22,12 +25,16 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_sqlite_with_effects_in_postgresql(server: Server, tmp_path: Path) -> None:
-    code, told = outcome(tmp_path, *MINUTE, "--seed", "1", "--effects", server.url, patience=240)
-    assert told["violations"] == []
-    assert code == 0
-    assert "kill" in told["faults"]
-    assert told["again"] > 0
+def test_in_memory_and_on_disk(server: Server, tmp_path: Path) -> None:
+    # Both at once: they wait more than they work. Where no file system is in memory, both are on disk.
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as memory, ThreadPoolExecutor(2) as pool:
+        on_disk = pool.submit(outcome, tmp_path, *MINUTE, "--seed", "1", "--effects", server.url, patience=240)
+        in_memory = pool.submit(outcome, tmp_path, *MINUTE, "--seed", "3", patience=240, TMPDIR=memory)
+        for code, told in (on_disk.result(), in_memory.result()):
+            assert told["violations"] == []
+            assert code == 0
+            assert "kill" in told["faults"]
+            assert told["again"] > 0
 
 
 @pytest.mark.slow

@@ -12,16 +12,20 @@ from typing import Any
 COMMAND = [sys.executable, "-m", "postroom", "torture"]
 
 
-def torture(folder: Path, *arguments: str, patience: float = 110.0) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("POSTROOM")}
+def torture(
+    folder: Path, *arguments: str, patience: float = 110.0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("POSTROOM")}
     done = subprocess.run(
-        [*COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=patience
+        [*COMMAND, *arguments], cwd=folder, env=clean | environment, capture_output=True, text=True, timeout=patience
     )
     assert "Traceback" not in done.stderr
     return done
 
 
-def outcome(folder: Path, *arguments: str, patience: float = 110.0) -> tuple[int, dict[str, Any]]:
-    done = torture(folder, *arguments, "--json", patience=patience)
+def outcome(
+    folder: Path, *arguments: str, patience: float = 110.0, **environment: str
+) -> tuple[int, dict[str, Any]]:  # fmt: skip
+    done = torture(folder, *arguments, "--json", patience=patience, **environment)
     assert done.returncode in (0, 1), done.stderr
     return done.returncode, json.loads(done.stdout)

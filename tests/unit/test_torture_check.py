@@ -159,6 +159,28 @@ def test_what_was_given_back_under_fault_may_be_there_twice() -> None:
     assert kinds(evidence(history, TRANSFER, effects=DONE, atomic=False)) == {"unexplained", "resurrected"}
 
 
+def test_what_the_broker_moves_while_it_is_killed_may_be_there_twice() -> None:
+    failed = handle(TRANSFER, "transfers", 1.0, settle="retry")
+    twice = [*handle(TRANSFER, "transfers", 9.0, attempt=2), *handle(TRANSFER, "transfers", 13.0, attempt=2)]
+    history = [*SENT, *failed, *twice]
+    moving, arrived = (fault("restart", t, "broker", until=t + 0.5) for t in (5.0, 11.5))
+    assert kinds(evidence([*history, moving], TRANSFER, effects=DONE, atomic=False)) == set()
+    assert kinds(evidence([*history, moving], TRANSFER, effects=DONE)) == {"unexplained", "resurrected"}
+    assert kinds(evidence([*history, arrived], TRANSFER, effects=DONE, atomic=False)) == {"unexplained", "resurrected"}
+
+
+def test_a_death_that_took_it_from_no_handler_may_have_left_it_twice() -> None:
+    """Where giving back is storing and then letting go, a death between the two is counted for the original."""
+    charged = handle(TRANSFER, "transfers", 5.0, attempt=2, who="worker-2.1")
+    suspect = [msgspec.structs.replace(event, suspect=event.op == "deliver") for event in charged]
+    waited_there = fault("crash", 0.5, "worker-3.1")
+    found = kinds(evidence([*SENT, waited_there, *ONCE, *suspect], TRANSFER, effects=DONE, atomic=False))
+    assert found == set()
+    for history in ([*SENT, *ONCE, *suspect], [*SENT, waited_there, *ONCE, *charged]):
+        found = kinds(evidence(history, TRANSFER, effects=DONE, atomic=False))
+        assert found == {"unexplained", "resurrected"}
+
+
 def test_a_former_holder_must_not_settle() -> None:
     zombie = [msgspec.structs.replace(event, t=event.t + 9.0) for event in ONCE[2:]]
     frozen = fault("freeze", 1.5, until=9.0)
@@ -233,6 +255,26 @@ def test_measured() -> None:
     assert (told.sent, told.handled, told.again, told.faults) == (1, 1, 1, {"kill": 1})
     assert told.redelivery.p50 == pytest.approx(3.1)
     assert sum(part.handled for part in told.timeline) == 1
+
+
+@pytest.mark.parametrize(
+    ("struck", "seconds"),
+    [
+        ([], 3.1),
+        ([fault("restart", 1.5, "broker", until=3.0)], 2.1),
+        ([fault("freeze", 2.7, "worker-3.1", until=9.0)], 1.0),
+        ([fault("freeze", 2.7, "worker-3.1", until=9.0), fault("restart", 1.5, "broker", until=3.0)], 0.1),
+        ([fault("freeze", 2.7, "worker-4.1", until=9.0)], 3.1),
+        ([fault("freeze", 5.02, until=5.07, who="worker-2.1")], 3.05),
+    ],
+)
+def test_measured_is_not_how_long_the_next_one_was_struck(struck: list[Event], seconds: float) -> None:
+    between = handle(TRANSFER, "transfers", 2.9, who="worker-3.1")[:1]
+    history = [*SENT, *HELD, fault("crash", 2.0), *between, *AGAIN, *struck]
+    told = outcome_of(
+        evidence(history, TRANSFER, effects=DONE), broker="b", effects="e", machine="m", command="c"
+    )  # fmt: skip
+    assert told.redelivery.p50 == pytest.approx(seconds)
 
 
 def test_plans_have_everything() -> None:

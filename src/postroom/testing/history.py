@@ -37,6 +37,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """For ``deliver``, when it was asked for: a frozen process hears late of what it was given long ago."""
     until: float | None = None
     """When the lease ends, for ``deliver`` and ``extend``."""
+    suspect: bool = False
+    """For ``deliver``: who held it before has died, so that it is to run apart."""
     counted: bool = False
     """For ``crash``: what the consumer held counts as failed."""
     key: str | None = None

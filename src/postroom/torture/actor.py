@@ -5,6 +5,7 @@ The conductor holds the other end of standard input: lines are orders, and its e
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -19,9 +20,12 @@ CONCURRENCY = 8
 _PATIENCE = 10.0
 """Seconds to stop in good order."""
 _TICK = 0.1
+_SIGNAL_OF_PARENTS_DEATH = 1
+"""``PR_SET_PDEATHSIG`` of linux/prctl.h."""
 
 
 def main(role: str) -> None:
+    _die_with_the_conductor()
     place = Place()
     threading.Thread(target=_obey, args=(place,), daemon=True).start()
     threading.Thread(target=_watch_time, args=(place,), daemon=True).start()
@@ -40,6 +44,12 @@ def main(role: str) -> None:
     os.environ["POSTROOM_OUTBOX"] = os.environ[EFFECTS]
     sys.argv[:] = ["postroom", *commands[role]]
     postroom()
+
+
+def _die_with_the_conductor() -> None:
+    """Even frozen: nobody is left to thaw it, and it would stay for ever. Other systems than Linux cannot do it."""
+    if sys.platform == "linux" and ctypes.CDLL(None, use_errno=True).prctl(_SIGNAL_OF_PARENTS_DEATH, signal.SIGKILL):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
 
 
 def _obey(place: Place) -> None:

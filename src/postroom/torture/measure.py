@@ -8,7 +8,7 @@ from itertools import pairwise
 import msgspec
 
 from postroom.torture.check import Checker, Violation
-from postroom.torture.record import Copy, Record
+from postroom.torture.record import BROKER, Copy, Record
 from postroom.torture.run import Evidence
 
 _BINS = 120
@@ -71,7 +71,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Settlements that were refused to a holder who had lost the message."""
     faults: dict[str, int]
     redelivery: Times
-    """From the kill of a worker until another starts what it was running."""
+    """From the kill of a worker until another starts what it was running, without the time in which the broker, or the
+    worker that had got it next, was struck as well."""
     resumed: Times
     """From the restart of the broker, or a cut, until the next message is handed over to whom it hit."""
     violations: list[Violation]
@@ -134,7 +135,31 @@ def _redeliveries(record: Record) -> Iterable[float]:
         for before, after in pairwise(copy.starts):
             killed_at = crashes.get(before.consumer)
             if killed_at is not None and copy.end_of(before) is None and after.t > killed_at:
-                yield after.t - killed_at
+                yield after.t - killed_at - _length(_struck_as_well(record, copy, killed_at, after.t))
+
+
+def _struck_as_well(record: Record, copy: Copy, begin: float, end: float) -> Iterable[tuple[float, float]]:
+    """From the first fault to the start: when the broker was away, or who had got the message next was harmed."""
+    for fault in record.faults:
+        if fault.id == BROKER and fault.until is not None:
+            yield max(begin, fault.t), min(end, fault.until)
+    holders = [handed for handed in copy.handed if begin < handed.delivered.t <= end]
+    for handed, following in pairwise(holders):
+        if record.struck(handed.delivered.consumer, handed.delivered.t, following.delivered.t):
+            yield handed.delivered.t, following.delivered.t
+    for fault in record.faults:
+        if holders and fault.id == holders[-1].delivered.consumer and fault.until is not None:
+            yield max(holders[-1].delivered.t, fault.t), min(end, fault.until)
+
+
+def _length(spans: Iterable[tuple[float, float]]) -> float:
+    """Of all together; where they overlap, once."""
+    total, reached = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        if end > max(begin, reached):
+            total += end - max(begin, reached)
+            reached = end
+    return total
 
 
 def _resumed(record: Record) -> Iterable[float]:
@@ -144,7 +169,7 @@ def _resumed(record: Record) -> Iterable[float]:
     for fault in record.faults:
         if fault.op in ("cut", "restart") and fault.outcome == "ok":
             back = next(
-                (t for t, who in delivered if t > fault.t and fault.id in (who, "broker")),
+                (t for t, who in delivered if t > fault.t and fault.id in (who, BROKER)),
                 None,
             )  # fmt: skip
             if back is not None:

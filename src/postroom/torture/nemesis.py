@@ -12,9 +12,9 @@ from postroom.errors import PostroomError
 from postroom.testing.history import Event
 from postroom.torture.plan import Fault
 from postroom.torture.processes import Cast
+from postroom.torture.record import BROKER
 
 _RESTART_PATIENCE = 120.0
-BROKER = "broker"
 
 
 class Nemesis:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from postroom.testing.history import Event
 
+BROKER = "broker"
+"""What is hit by a restart."""
 FAULTS = frozenset({"crash", "freeze", "cut", "restart", "stall"})
 _ENDS = frozenset({"ack", "dead", "cancel"})
 _GIVES_BACK = frozenset({"retry", "release"})
@@ -85,6 +87,11 @@ class Copy:
         counted = handed is not None and any(e.op == "retry" and e.outcome == "ok" for e in handed.settles)
         return end is not None and end.outcome == "fail" and counted
 
+    def is_settled(self, start: Event) -> bool:
+        """Whether the broker took the settlement of the delivery under which it was started."""
+        handed = self.held_at(start)
+        return handed is not None and any(event.outcome == "ok" for event in handed.settles)
+
     @property
     def settled_for_good(self) -> list[Event]:
         """Answers that said so."""
@@ -110,16 +117,19 @@ class Record:
 
     def harmed(self, consumer: str, begin: float, end: float) -> bool:
         """Whether a fault that hit this process, or the broker, fell in that time, or lasted into it."""
+        return self.struck(consumer, begin, end) or self.struck(BROKER, begin, end)
+
+    def struck(self, who: str, begin: float, end: float) -> bool:
+        """``harmed`` of one alone."""
         return any(
-            fault.id in (consumer, "broker") and fault.t <= end and (fault.until or fault.t) >= begin
-            for fault in self.faults
-        )
+            fault.id == who and fault.t <= end and (fault.until or fault.t) >= begin for fault in self.faults
+        )  # fmt: skip
 
     def cut_off(self, actor: str, at: float) -> bool:
         """Whether it may have had no broker then, or shortly before."""
         return any(
             fault.op in ("cut", "restart")
-            and fault.id in (actor, "broker")
+            and fault.id in (actor, BROKER)
             and fault.t <= at <= (fault.until or fault.t) + _AWAY
             for fault in self.faults
         )
@@ -149,14 +159,31 @@ class Record:
         )  # fmt: skip
 
     def doubled(self, copy: Copy, until: float) -> bool:
-        """Whether a fault came while it was given back, before that time: where the copy is stored before the original
-        goes, both may have stayed."""
-        return any(
-            handed.given_back
-            and handed.settles[0].t < until
-            and self.harmed(handed.delivered.consumer, handed.settles[0].t - _GRACE, handed.over + _GRACE)
-            for handed in copy.handed
+        """Whether two copies may have stayed of it by that time, where giving back is to store a copy and then to let
+        the original go."""
+        return any(self._doubled_by(copy, handed) for handed in copy.handed if handed.since < until)
+
+    def _doubled_by(self, copy: Copy, handed: Handed) -> bool:
+        if not handed.given_back:
+            return self._charged_unseen(copy, handed)
+        left = handed.settles[0].t
+        arrives = min((each.delivered.t for each in copy.handed if each.delivered.t > left), default=left)
+        return (
+            self.harmed(handed.delivered.consumer, left - _GRACE, handed.over + _GRACE)
+            # On its way it is moved by the broker itself, also by storing and letting go.
+            or self.struck(BROKER, left - _GRACE, arrives)
+            or self._charged_unseen(copy, handed)
         )
+
+    def _charged_unseen(self, copy: Copy, handed: Handed) -> bool:
+        """Whether a death was counted for it that took it from no handler: it had only waited in a worker that was
+        harmed, to be handed out or while it was given back."""
+        mine = handed.delivered
+        taken = (
+            start.attempt == mine.attempt - 1 and start.t <= mine.t and not copy.is_settled(start)
+            for start in copy.starts
+        )
+        return mine.suspect and not any(taken) and any(fault.t < mine.t for fault in self.faults)
 
     def only_killed(self, copy: Copy, first: Event, second: Event) -> bool:
         """Whether all that came between two starts is the death of the first one's process."""
@@ -166,12 +193,10 @@ class Record:
         hits = {
             fault.op
             for fault in self.faults
-            if fault.id in (first.consumer, "broker")
-            and fault.t <= second.t
-            and (fault.until or fault.t) >= handed.since
+            if fault.id in (first.consumer, BROKER) and fault.t <= second.t and (fault.until or fault.t) >= handed.since
         }
         return hits == {"crash"}
 
     def relayed_twice(self, until: float) -> bool:
         """Whether a relay was harmed before that time: what it had sent and not removed is sent again."""
-        return any((fault.id.startswith("relay") or fault.id == "broker") and fault.t <= until for fault in self.faults)
+        return any((fault.id.startswith("relay") or fault.id == BROKER) and fault.t <= until for fault in self.faults)

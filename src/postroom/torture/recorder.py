@@ -81,6 +81,7 @@ class _RecordingConsumer(DefectiveConsumer):
                 consumer=self._actor,
                 outcome=outcome,
                 asked=asked,
+                suspect=delivery.suspect and operation == "deliver",
                 message=delivery.message.id,
             )
         )

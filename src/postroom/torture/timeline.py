@@ -7,7 +7,7 @@ from html import escape
 
 from postroom.torture.measure import Bin, Mark, Outcome
 
-_WIDTH, _LEFT, _RIGHT = 960, 64, 16
+_WIDTH, _LEFT, _RIGHT = 960, 84, 16
 _HEIGHT, _GAP = 84, 30
 _LANE = 18
 COLORS = {"kill": "#c0392b", "freeze": "#2471a3", "stall": "#7fb3d5", "cut": "#b9770e", "restart": "#7d3c98"}
