@@ -22,7 +22,9 @@ from postroom.testing.suite import SUITE
 from tests.servers import started
 
 # Every script is in one of these; the rest of the suite would only run them again.
-PARTS = {"dead_letters", "deduplication", "fan_out", "fencing", "jobs", "ordering", "retention", "settle"}
+PARTS = {
+    "dead_letters", "deduplication", "fan_out", "fencing", "jobs", "ordering", "retention", "settle", "unique",
+}  # fmt: skip
 globals().update({name.rpartition(".")[2]: test.run for name, test in SUITE.items() if name.split(".")[0] in PARTS})
 
 

@@ -49,6 +49,7 @@ class RedisBroker(Broker):
         patterns=True,
         filters=True,
         deduplication=True,
+        unique=True,
         known_ids=True,
         start_notes=True,
         expiry=True,

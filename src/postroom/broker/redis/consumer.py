@@ -85,7 +85,7 @@ class RedisConsumer(LeasingConsumer):
         return deliveries, float(told[1]) if told[1] else LOOK_AGAIN
 
     def _delivery(self, message_id: str, turn: int, stored: records.Fields) -> Delivery:
-        alone = b"ordered" not in stored and b"expires" not in stored
+        alone = b"ordered" not in stored and b"expires" not in stored and b"holds" not in stored
         return self._take(
             Delivery(
                 message=records.message(message_id, stored),

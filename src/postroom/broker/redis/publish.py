@@ -107,6 +107,8 @@ def _row(message: Message, wanted: str, retention: float) -> tuple[Any, ...]:
         once,
         payload,
         window,
+        message.unique or "",
+        int(message.replace),
         len(stored),
         *stored,
     )

@@ -83,6 +83,32 @@ local function forget(s, id)
   call('ZREM', s.dead, id)
 end
 
+-- Whether a message holds its key against unique ones, in any of the subscriptions it went to: 'until_done' as long as
+-- it waits or runs, 'until_started' as long as it waits for its first start.
+local function holds(once_key, id, how)
+  for name in string.gmatch(call('HGET', once_key, 'subs') or '', '[^:]+') do
+    local s = open(name)
+    local m = call('HMGET', s.message .. id, 'state', 'failed')
+    local expires = m[1] == 'waiting' and call('ZSCORE', s.expiry, id)
+    if how == 'until_done' and m[1] == 'running' then return true end
+    if m[1] == 'waiting' and (how == 'until_done' or tonumber(m[2] or 0) == 0)
+      and not (expires and tonumber(expires) <= now) then return true end
+  end
+  return false
+end
+
+-- A key without a window goes with the last that is left of what held it.
+local function let_go(id, once_key)
+  if call('HGET', once_key, 'id') == id and not holds(once_key, id, 'until_done') then call('DEL', once_key) end
+end
+
+-- Forget what may still hold a key.
+local function drop(s, id)
+  local once_key = call('HGET', s.message .. id, 'holds')
+  forget(s, id)
+  if once_key then let_go(id, once_key) end
+end
+
 local function remember(s, id, failure)
   local key = s.message .. id
   local before = call('HGET', key, 'failures')
@@ -98,7 +124,8 @@ end
 -- It ends: as succeeded, dead, cancelled or expired. Its status stays; of all but the dead the body goes.
 local function finish(s, id, state, result)
   local key = s.message .. id
-  local m = call('HMGET', key, 'seq', 'priority', 'suspect', 'key', 'ordered', 'expires', 'result_ttl', 'state')
+  local m = call('HMGET', key, 'seq', 'priority', 'suspect', 'key', 'ordered', 'expires', 'result_ttl', 'state',
+    'holds')
   if m[8] == 'waiting' then call('ZREM', lane(s, m[2], m[3]), m[1] .. id) end
   if m[6] then call('ZREM', s.expiry, id) end
   call('HINCRBY', s.info, 'live', -1)
@@ -117,6 +144,8 @@ local function finish(s, id, state, result)
     call('ZREM', s.p .. 'key:' .. m[4], m[1] .. id)
     advance(s, m[4])
   end
+  -- The dead may be redriven.
+  if m[9] and state ~= 'dead' then let_go(id, m[9]) end
 end
 
 -- What ran waits again: after a delay, or ahead of all others. suspect: '1', '' or nil for as it was.

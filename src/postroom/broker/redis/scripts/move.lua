@@ -7,7 +7,7 @@ for _ = 1, tonumber(take()) do
   if call('ZSCORE', s.dead, id) then
     moved[#moved + 1] = id
     if discard then
-      forget(s, id)
+      drop(s, id)
     else
       call('HINCRBY', s.message .. id, 'redriven', 1)
       -- Whoever redrives wants it handled: an expiry that passed meanwhile would drop it.

@@ -12,6 +12,6 @@ for n = 1, #found, 2 do
     finish(s, id, 'cancelled')
     count = count + 1
   end
-  if delete and state ~= 'running' then forget(s, id) end
+  if delete and state ~= 'running' then drop(s, id) end
 end
 return {count, found[#found] or '', up_to}

@@ -5,7 +5,7 @@ local is_queue = take() == '1'
 for _, id in ipairs(call('ZRANGE', s.records, 0, -1)) do
   local m = call('HMGET', s.message .. id, 'key', 'ordered')
   if m[2] then call('DEL', s.p .. 'key:' .. m[1]) end
-  call('DEL', s.message .. id)
+  drop(s, id)
 end
 call('DEL', s.info, s.records, s.leases, s.started, s.holders, s.bell, s.expiry, s.ended, s.dead, s.heads)
 for priority = 0, 9 do call('DEL', lane(s, priority), lane(s, priority, '1')) end
