@@ -43,6 +43,11 @@ class RedisCluster(Server):
             self._join()
         wait_until(self._is_up, 30.0, "the cluster to agree")
 
+    def restart(self) -> None:
+        for node in self.nodes:
+            wait_until(node.has_written, 20.0, "redis to write its file")
+        super().restart()
+
     def kill(self) -> None:
         for node in self.nodes:
             node.kill()
