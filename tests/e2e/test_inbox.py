@@ -91,6 +91,10 @@ def _alchemy(url: str) -> str:
     return url.replace("postgresql://", "postgresql+psycopg://").replace("mysql://", "mysql+pymysql://")
 
 
+def _awaited(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+asyncpg://").replace("mysql://", "mysql+aiomysql://")
+
+
 MAKERS: dict[str, Callable[[str, Path], Place]] = {
     "sqlite3": lambda _, path: Place(lambda: sqlite3.connect(path, timeout=20)),
     "apsw": lambda _, path: Place(lambda: _patient(apsw.Connection(str(path))), "BEGIN IMMEDIATE"),
@@ -323,12 +327,16 @@ def test_asyncpg(postgresql: str) -> None:
     assert MAKERS["psycopg"](postgresql, Path()).amount() == 90
 
 
-def test_sqlalchemy_async(postgresql: str) -> None:
-    MAKERS["psycopg"](postgresql, Path()).set_up()
+@pytest.mark.parametrize("database", ["sqlite", "postgresql", "mariadb"])
+def test_sqlalchemy_async(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """On the event loop a second one that waits for the first must not stop it."""
+    url = "" if database == "sqlite" else request.getfixturevalue(database)
+    place = MAKERS[f"sqlalchemy-{database}"](url, tmp_path / "accounts.db")
+    place.set_up()
     ctx = context()
 
     async def main() -> list[bool]:
-        engine = create_async_engine(postgresql.replace("postgresql://", "postgresql+asyncpg://"))
+        engine = create_async_engine(_awaited(url) if url else f"sqlite+aiosqlite:///{tmp_path}/accounts.db")
 
         async def with_session() -> bool:
             async with AsyncSession(engine) as session, session.begin():
@@ -338,12 +346,15 @@ def test_sqlalchemy_async(postgresql: str) -> None:
             async with engine.begin() as connection:
                 return await _apay(ctx, connection, lambda sql: connection.execute(sa.text(sql)))
 
+        async with engine.begin() as connection:
+            await acreate_inbox(connection)
+            assert await apurge_inbox(connection, 10.0) == 0
         effects = [*await asyncio.gather(with_session(), with_connection()), await with_session()]
         await engine.dispose()
         return effects
 
     assert sorted(asyncio.run(main())) == [False, False, True]
-    assert MAKERS["psycopg"](postgresql, Path()).amount() == 90
+    assert place.amount() == 90
 
 
 DJANGO = """

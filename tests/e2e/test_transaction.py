@@ -40,7 +40,9 @@ def _engine(url: str, **options: Any) -> sa.Engine:
 
 
 def _async_engine(url: str) -> AsyncEngine:
-    return create_async_engine(url.replace("postgresql:", "postgresql+asyncpg:"), poolclass=sa.pool.NullPool)
+    for plain, driven in (("postgresql:", "postgresql+asyncpg:"), ("mysql:", "mysql+aiomysql:")):
+        url = url.replace(plain, driven)
+    return create_async_engine(url.replace("sqlite:", "sqlite+aiosqlite:"), poolclass=sa.pool.NullPool)
 
 
 def _path(url: str) -> str:
@@ -102,7 +104,10 @@ ASYNC: dict[str, tuple[str, type, Make]] = {
         lambda _, url: lambda: psycopg.AsyncConnection.connect(url),
     ),
     "async-engine": ("postgresql", AsyncConnection, lambda _, url: _async_engine(url)),
+    "async-engine-mariadb": ("mariadb", AsyncConnection, lambda _, url: _async_engine(url)),
     "async-session": ("postgresql", AsyncSession, lambda _, url: async_sessionmaker(_async_engine(url))),
+    "async-session-mariadb": ("mariadb", AsyncSession, lambda _, url: async_sessionmaker(_async_engine(url))),
+    "async-session-sqlite": ("sqlite", AsyncSession, lambda _, url: async_sessionmaker(_async_engine(url))),
 }
 
 

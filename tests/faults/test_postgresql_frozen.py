@@ -20,24 +20,26 @@ from tests.conftest import wait_until
 from tests.faults import frozen
 from tests.faults.processes import ROOT
 from tests.servers import url_of
+from tests.transactions import ASYNC, SYNC, database_of, engine_of
 
-PAIRS = [(way, step) for way in (*frozen.SYNC, *frozen.ASYNC) for step in frozen.STEPS]
-KEEPS_ITS_LOCK = [(way, step) for way, step in PAIRS if frozen.database_of(way) == "sqlite" and step == frozen.AFTER]
+PAIRS = [(way, step) for way in (*SYNC, *ASYNC) for step in frozen.STEPS]
+KEEPS_ITS_LOCK = [(way, step) for way, step in PAIRS if database_of(way) == "sqlite" and step == frozen.AFTER]
 """No server ends the transaction of the frozen one; whoever wants to write is refused until it thaws."""
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_frozen_in_the_handler(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C5, C12, for each kind of connection; with the mark not yet written, and written but not committed."""
-    monkeypatch.setenv("FROZEN_FOLDER", str(tmp_path))
-    monkeypatch.setenv("FROZEN_BROKER", f"sqlite:///{tmp_path}/broker.db")
+    monkeypatch.setenv("SHOP_FOLDER", str(tmp_path))
+    monkeypatch.setenv("SHOP_BROKER", f"sqlite:///{tmp_path}/broker.db")
     with url_of("postgresql", tmp_path_factory) as postgresql, url_of("mariadb", tmp_path_factory) as mariadb:
-        monkeypatch.setenv("FROZEN_POSTGRESQL", postgresql)
-        monkeypatch.setenv("FROZEN_MYSQL", mariadb)
+        monkeypatch.setenv("SHOP_POSTGRESQL", postgresql)
+        monkeypatch.setenv("SHOP_MYSQL", mariadb)
         set_up()
-        with App(os.environ["FROZEN_BROKER"]) as app, worker(tmp_path) as first:
+        with App(os.environ["SHOP_BROKER"]) as app, worker(tmp_path) as first:
             jobs = enqueue(app)
             wait_until(lambda: len(list(tmp_path.glob("*.there"))) == len(PAIRS), "all are half-way", 60)
             first.send_signal(signal.SIGSTOP)
@@ -65,7 +67,7 @@ def enqueue(app: App) -> dict[tuple[str, str], Job]:
     @app.task
     def apay(way: str, step: str) -> int: ...
 
-    return {(way, step): (pay if way in frozen.SYNC else apay).enqueue(way, step) for way, step in PAIRS}
+    return {(way, step): (pay if way in SYNC else apay).enqueue(way, step) for way, step in PAIRS}
 
 
 @contextmanager
@@ -83,7 +85,7 @@ def worker(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 def set_up() -> None:
     clean = set()
     for way, step in PAIRS:
-        engine = frozen.engine(way, step)
+        engine = engine_of(way, step)
         with engine.begin() as connection:
             if engine.url not in clean:
                 for table in ("account", "postroom_inbox"):
@@ -98,5 +100,5 @@ def set_up() -> None:
 
 
 def amount(way: str, step: str) -> int:
-    with frozen.engine(way, step).connect() as connection:
+    with engine_of(way, step).connect() as connection:
         return int(connection.execute(sa.text(f"SELECT amount FROM account WHERE name = '{way} {step}'")).scalar_one())

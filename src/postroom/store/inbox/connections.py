@@ -76,17 +76,17 @@ def _numbered(sql: str) -> str:
     return head + "".join(f"${number}{part}" for number, part in enumerate(rest, 1))
 
 
-@lru_cache(maxsize=256)
-def _named(sql: str) -> Any:
-    """``:p1, :p2 …``, as SQLAlchemy writes parameters."""
-    from sqlalchemy import text
-
-    head, *rest = sql.split("?")
-    return text(head + "".join(f":p{number}{part}" for number, part in enumerate(rest, 1)))
+def _formatted(sql: str) -> str:
+    return sql.replace("?", "%s")
 
 
-def _by_name(parameters: Parameters) -> dict[str, Any]:
-    return {f"p{number}": value for number, value in enumerate(parameters, 1)}
+# By what a driver says of itself (PEP 249, ``paramstyle``; ``numeric_dollar`` is SQLAlchemy's name for asyncpg's).
+_WRITTEN: dict[str, Callable[[str], str]] = {
+    "qmark": str,
+    "format": _formatted,
+    "pyformat": _formatted,
+    "numeric_dollar": _numbered,
+}
 
 
 @contextmanager
@@ -130,19 +130,19 @@ def _psycopg_joins(connection: Any) -> bool:
 
 
 def _psycopg_run(connection: Any, sql: str, parameters: Parameters) -> int:
-    return int(connection.execute(sql.replace("?", "%s"), parameters).rowcount)
+    return int(connection.execute(_formatted(sql), parameters).rowcount)
 
 
 async def _psycopg_arun(connection: Any, sql: str, parameters: Parameters) -> int:
-    return int((await connection.execute(sql.replace("?", "%s"), parameters)).rowcount)
+    return int((await connection.execute(_formatted(sql), parameters)).rowcount)
 
 
 def _psycopg_fetch(connection: Any, sql: str, parameters: Parameters) -> list[Any]:
-    return list(connection.execute(sql.replace("?", "%s"), parameters).fetchall())
+    return list(connection.execute(_formatted(sql), parameters).fetchall())
 
 
 async def _psycopg_afetch(connection: Any, sql: str, parameters: Parameters) -> list[Any]:
-    return list(await (await connection.execute(sql.replace("?", "%s"), parameters)).fetchall())
+    return list(await (await connection.execute(_formatted(sql), parameters)).fetchall())
 
 
 def _psycopg_begin(connection: Any) -> Any:
@@ -171,20 +171,27 @@ def _alchemy_joins(connection: Any) -> bool:
     return "AUTOCOMMIT" not in levels
 
 
+def _alchemy_execute(connection: Any, sql: str, parameters: Parameters) -> Any:
+    # As the driver takes it: to have it compiled by SQLAlchemy takes as long as to run it.
+    inner = connection.connection() if hasattr(connection, "get_bind") else connection
+    written = _WRITTEN[inner.dialect.loaded_dbapi.paramstyle](sql)
+    return inner.exec_driver_sql(written, tuple(parameters))
+
+
 def _alchemy_run(connection: Any, sql: str, parameters: Parameters) -> int:
-    return int(connection.execute(_named(sql), _by_name(parameters)).rowcount)
+    return int(_alchemy_execute(connection, sql, parameters).rowcount)
 
 
 async def _alchemy_arun(connection: Any, sql: str, parameters: Parameters) -> int:
-    return int((await connection.execute(_named(sql), _by_name(parameters))).rowcount)
+    return int(await connection.run_sync(_alchemy_run, sql, parameters))
 
 
 def _alchemy_fetch(connection: Any, sql: str, parameters: Parameters) -> list[Any]:
-    return list(connection.execute(_named(sql), _by_name(parameters)).fetchall())
+    return list(_alchemy_execute(connection, sql, parameters).fetchall())
 
 
 async def _alchemy_afetch(connection: Any, sql: str, parameters: Parameters) -> list[Any]:
-    return list((await connection.execute(_named(sql), _by_name(parameters))).fetchall())
+    return list(await connection.run_sync(_alchemy_fetch, sql, parameters))
 
 
 def _alchemy_begin(connection: Any) -> Any:
@@ -193,13 +200,13 @@ def _alchemy_begin(connection: Any) -> Any:
 
 def _django_run(connection: Any, sql: str, parameters: Parameters) -> int:
     with connection.cursor() as cursor:
-        cursor.execute(sql.replace("?", "%s"), list(parameters))
+        cursor.execute(_formatted(sql), list(parameters))
         return int(cursor.rowcount)
 
 
 def _django_fetch(connection: Any, sql: str, parameters: Parameters) -> list[Any]:
     with connection.cursor() as cursor:
-        cursor.execute(sql.replace("?", "%s"), list(parameters))
+        cursor.execute(_formatted(sql), list(parameters))
         return list(cursor.fetchall())
 
 
