@@ -121,3 +121,13 @@ def test_mistakes_get_one_clear_line(tmp_path: Path, arguments: tuple[str, ...],
     assert text in done.stderr
     assert "secret" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_installed_is_named(tmp_path: Path) -> None:
+    without = "import sys; sys.modules.update(dict.fromkeys(('hypothesis', 'sqlalchemy'))); "
+    code = without + "sys.argv[1:] = ['torture', '--seconds', '1']; from postroom.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "torture needs hypothesis, sqlalchemy: pip install 'postroom[torture]'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,10 +15,12 @@ from postroom.testing.history import Event
 from postroom.torture.check import CHECKS, Checker
 from postroom.torture.effects import Effect
 from postroom.torture.measure import outcome_of
-from postroom.torture.plan import ACCOUNTS, DEPOSIT, MAX_ATTEMPTS, Errand, Options, Plan, make_plan
-from postroom.torture.processes import Ended
+from postroom.torture.nemesis import Nemesis
+from postroom.torture.plan import ACCOUNTS, DEPOSIT, MAX_ATTEMPTS, Errand, Fault, Options, Plan, make_plan
+from postroom.torture.processes import Cast, Ended
 from postroom.torture.recorder import TOKEN
 from postroom.torture.run import Evidence
+from tests.conftest import wait_until
 
 TRANSFER = Errand(token="a", at=0.0, kind="transfer", source=0, target=1, amount=10)
 DOOMED = Errand(token="d", at=0.0, kind="doomed")
@@ -275,6 +279,36 @@ def test_measured_is_not_how_long_the_next_one_was_struck(struck: list[Event], s
         evidence(history, TRANSFER, effects=DONE), broker="b", effects="e", machine="m", command="c"
     )  # fmt: skip
     assert told.redelivery.p50 == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("harm", "seconds"),
+    [
+        ([fault("cut", 2.0)], 3.0),
+        ([fault("restart", 1.5, "broker", until=3.0)], 2.0),
+        ([fault("restart", 1.5, "broker", until=3.0), fault("restart", 3.5, "broker", until=4.0)], 1.5),
+    ],
+)
+def test_measured_is_how_long_it_takes_to_go_on_once_the_broker_is_there(harm: list[Event], seconds: float) -> None:
+    told = outcome_of(
+        evidence([*SENT, *handle(TRANSFER, "transfers", 5.0), *harm], TRANSFER, effects=DONE),
+        broker="b", effects="e", machine="m", command="c",
+    )  # fmt: skip
+    assert told.resumed.longest == pytest.approx(seconds)
+
+
+def test_a_broker_is_up_for_as_long_as_it_was_down(tmp_path: Path) -> None:
+    noted: list[Event] = []
+    faults = [Fault(at=at, kind="restart", target="broker", lasts=0.0) for at in (0.0, 0.3, 0.6, 1.1)]
+    cast = Cast(Options(seed=1, workers=0, relays=0, producers=0), tmp_path, {})
+    begin = time.monotonic()
+    nemesis = Nemesis(faults, cast, begin=begin, restart="true", note=noted.append)
+    nemesis.tick(begin)
+    wait_until(lambda: bool(nemesis.tick(begin + 0.5) or len(noted) == 2), "the command has ended")
+    nemesis.tick(begin + 0.7)
+    nemesis.tick(begin + 1.2)
+    nemesis.heal()
+    assert [event.t - begin for event in noted if event.outcome == "invoke"] == pytest.approx([0.0, 1.2])
 
 
 def test_plans_have_everything() -> None:

@@ -74,7 +74,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """From the kill of a worker until another starts what it was running, without the time in which the broker, or the
     worker that had got it next, was struck as well."""
     resumed: Times
-    """From the restart of the broker, or a cut, until the next message is handed over to whom it hit."""
+    """From when the broker has come back, or from a cut, until the next message is handed over to whom it hit, without
+    the time in which the broker was away once more."""
     violations: list[Violation]
     timeline: list[Bin]
     marks: list[Mark]
@@ -140,9 +141,7 @@ def _redeliveries(record: Record) -> Iterable[float]:
 
 def _struck_as_well(record: Record, copy: Copy, begin: float, end: float) -> Iterable[tuple[float, float]]:
     """From the first fault to the start: when the broker was away, or who had got the message next was harmed."""
-    for fault in record.faults:
-        if fault.id == BROKER and fault.until is not None:
-            yield max(begin, fault.t), min(end, fault.until)
+    yield from _away(record, begin, end)
     holders = [handed for handed in copy.handed if begin < handed.delivered.t <= end]
     for handed, following in pairwise(holders):
         if record.struck(handed.delivered.consumer, handed.delivered.t, following.delivered.t):
@@ -168,12 +167,17 @@ def _resumed(record: Record) -> Iterable[float]:
     )
     for fault in record.faults:
         if fault.op in ("cut", "restart") and fault.outcome == "ok":
-            back = next(
-                (t for t, who in delivered if t > fault.t and fault.id in (who, BROKER)),
-                None,
-            )  # fmt: skip
+            over = fault.until or fault.t
+            back = next((t for t, who in delivered if t > over and fault.id in (who, BROKER)), None)
             if back is not None:
-                yield back - fault.t
+                yield back - over - _length(_away(record, over, back))
+
+
+def _away(record: Record, begin: float, end: float) -> Iterable[tuple[float, float]]:
+    """When there was no broker between these two."""
+    for fault in record.faults:
+        if fault.id == BROKER and fault.until is not None:
+            yield max(begin, fault.t), min(end, fault.until)
 
 
 def _marks(record: Record, evidence: Evidence) -> Iterable[Mark]:

@@ -32,6 +32,7 @@ class Nemesis:
         self._thaw: dict[str, float] = {}
         self._restarting: subprocess.Popen[bytes] | None = None
         self._restarted_at = 0.0
+        self._no_restart_before = 0.0
 
     def tick(self, now: float) -> None:
         """Raises ``PostroomError`` if the broker could not be restarted."""
@@ -78,7 +79,7 @@ class Nemesis:
             actor.cut()
 
     def _begin_restart(self, now: float) -> None:
-        if self._restarting is not None:
+        if self._restarting is not None or now < self._no_restart_before:
             return
         assert self._restart is not None
         self._restarted_at = now
@@ -95,4 +96,6 @@ class Nemesis:
             why = "takes too long" if code is None else f"ended with exit code {code}"
             raise PostroomError(f"--restart: `{self._restart}` {why}; it must restart the broker and return 0")
         self._note(Event(t=self._restarted_at, op="restart", id=BROKER, until=now))
+        # As long up as it was down at least: of a broker that is always away nothing can be learned.
+        self._no_restart_before = now + (now - self._restarted_at)
         self._restarting = None
