@@ -237,6 +237,13 @@ def test_a_death_counts() -> None:
     crash = fault("crash", 2.0)
     uncounted = handle(TRANSFER, "transfers", 5.0, who="worker-2.1")
     assert kinds(evidence([*SENT, *HELD, crash, *uncounted], TRANSFER, effects=DONE)) == {"attempts"}
+    # Before the start was noted it is not charged, but what runs again is a suspect; and of a suspect it is known.
+    suspect = [msgspec.structs.replace(event, suspect=True) for event in uncounted]
+    assert kinds(evidence([*SENT, *HELD, crash, *suspect], TRANSFER, effects=DONE)) == set()
+    late = fault("crash", 3.0)
+    assert kinds(evidence([*SENT, *HELD, late, *suspect], TRANSFER, effects=DONE)) == {"attempts"}
+    twice = [msgspec.structs.replace(event, suspect=True) for event in HELD]
+    assert kinds(evidence([*SENT, *twice, crash, *suspect], TRANSFER, effects=DONE)) == {"attempts"}
 
 
 def test_a_success_must_not_be_dead() -> None:

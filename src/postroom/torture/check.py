@@ -186,7 +186,11 @@ class Checker:
             if subscription == "doomed" and highest > MAX_ATTEMPTS:
                 yield Violation("attempts", token, f"attempt {highest}, {MAX_ATTEMPTS} are configured")
             for before, after in pairwise(copy.starts):
-                if after.attempt == before.attempt and self._record.only_killed(copy, before, after):
+                if (
+                    after.attempt == before.attempt
+                    and self._record.only_killed(copy, before, after)
+                    and not self._record.barely_begun(copy, before, after)
+                ):
                     yield Violation("attempts", token, f"{subscription}: the death of {before.consumer} did not count")
 
     def _order(self) -> Iterator[Violation]:

@@ -16,6 +16,8 @@ _GIVES_BACK = frozenset({"retry", "release"})
 _SETTLES = _ENDS | _GIVES_BACK
 _GRACE = 1.0
 """Seconds after an answered settlement in which a fault may still undo it: not every broker confirms an ack."""
+_NOTED = 1.0
+"""Seconds within which a broker that notes starts has stored the note, on a busy machine."""
 _AWAY = 10.0
 """Seconds for which a start may try before it gives up."""
 
@@ -196,6 +198,18 @@ class Record:
             if fault.id in (first.consumer, BROKER) and fault.t <= second.t and (fault.until or fault.t) >= handed.since
         }
         return hits == {"crash"}
+
+    def barely_begun(self, copy: Copy, first: Event, second: Event) -> bool:
+        """Whether its process was killed before a note of the start can have been stored. Such a death is not charged;
+        but what it held is suspect from then on, and of a suspect the start is noted before it is handed out."""
+        handed, again = copy.held_at(first), copy.held_at(second)
+        return (
+            handed is not None
+            and not handed.delivered.suspect
+            and again is not None
+            and again.delivered.suspect
+            and any(fault.id == first.consumer and fault.t - first.t < _NOTED for fault in self.faults)
+        )
 
     def relayed_twice(self, until: float) -> bool:
         """Whether a relay was harmed before that time: what it had sent and not removed is sent again."""
