@@ -32,8 +32,9 @@ FORGETFUL = {"sqs"}
 """Emulators that keep everything in memory: a restart of theirs would lose what the real service keeps."""
 OPTIONS = {"postgresql": "?migrate=auto"}
 """What the URL of a fresh server needs."""
-RATE = 25
-"""Messages a second: what two cores can do for all that takes part, also while half of it is down."""
+LOAD = ["--rate", "15", "--every", "5"]
+"""What two cores can do for all that takes part, even when others use them: a process that is started again needs some
+seconds of them, and what is always starting shows nothing."""
 _MARKED = re.compile(r"(<!-- generated: results -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -75,7 +76,7 @@ def run(name: str, seconds: float, seed: int, folder: Path | None) -> bool:
         command = [sys.executable, "-m", "postroom", "torture", *arguments, "--seed", str(seed)]
         command += ["--folder", str(folder / name)] if folder is not None else []
         done = subprocess.run(
-            [*command, "--seconds", f"{seconds:g}", "--rate", str(RATE), "--json"],
+            [*command, "--seconds", f"{seconds:g}", *LOAD, "--json"],
             stdout=subprocess.PIPE,
             check=False,
             env=_environment(),

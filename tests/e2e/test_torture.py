@@ -71,7 +71,7 @@ def test_interrupted_it_leaves_no_process_behind(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the frozen stay until they are thawed")
 def test_killed_it_leaves_nobody_frozen(tmp_path: Path) -> None:
-    arguments = ("--folder", "run", "--faults", "freeze", "--every", "0.3", "--lease", "20")
+    arguments = ("--folder", "run", "--faults", "freeze", "--every", "0.3", "--lease", "20", "--workers", "1")
     run = subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: "T" in map(_state, _ours(tmp_path / "run")), "somebody is frozen", 60.0)

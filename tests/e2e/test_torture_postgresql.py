@@ -14,7 +14,7 @@ from tests.servers import private
 from torture_run import outcome
 
 MEMORY = Path("/dev/shm")
-MINUTE = ("--seconds", "60", "--rate", "30", "--workers", "2")
+MINUTE = ("--seconds", "60", "--rate", "20", "--workers", "2", "--relays", "1", "--every", "3")
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ def _run(url: str | None, options: Options, folder: Path, given: dict[str, Any],
         broker=public(broker) if url else "sqlite:// (a temporary file)",
         effects=public(effects) if given["effects"] else "sqlite:// (a temporary file)",
         machine=f"{os.cpu_count()} cores ({platform.machine()}), {platform.system()}, "
-        f"Python {platform.python_version()}",
+        f"Python {platform.python_version()}, load average {os.getloadavg()[-1]:.0f}",
         command=_command(url, options, given),
     )
 
