@@ -21,8 +21,10 @@ ROOT = Path(__file__).parent.parent
 class Child:
     """A fresh process that runs ``function(**arguments)``, with ``broker`` as its app's URL."""
 
-    def __init__(self, function: Callable[..., Any], *, broker: str = "", **arguments: Any) -> None:
-        command = [sys.executable, "-m", "benchmarks.child", function.__module__, function.__name__]
+    def __init__(
+        self, function: Callable[..., Any], *, broker: str = "", python: str = sys.executable, **arguments: Any
+    ) -> None:
+        command = [python, "-m", "benchmarks.child", function.__module__, function.__name__]
         self._process = subprocess.Popen(
             [*command, json.dumps(arguments)],
             cwd=ROOT,
@@ -63,9 +65,9 @@ class Child:
         self._process.wait()
 
 
-def run(function: Callable[..., Any], *, broker: str = "", **arguments: Any) -> Any:
-    """The result of ``function(**arguments)`` in a fresh process."""
-    return Child(function, broker=broker, **arguments).result()
+def run(function: Callable[..., Any], **arguments: Any) -> Any:
+    """The result of ``function(**arguments)`` in a fresh process; arguments as for :class:`Child`."""
+    return Child(function, **arguments).result()
 
 
 def run_together(children: list[Child]) -> list[Any]:

@@ -37,6 +37,9 @@ _PARENT_CHECK = 1.0
 _SWITCH_INTERVAL = 0.001
 _GARBAGE_THRESHOLD = 20_000
 """New objects after which the collector looks for cycles; Python's own is 700."""
+_SPARE_AFTER = 1.0
+"""Seconds after which a spare child is started: it takes as much CPU as the start of the worker, and would delay its
+first messages."""
 _LAST_SETTLE = 5.0
 """Seconds for the last settles when stopping."""
 _INTERRUPT_PATIENCE = 2.0
@@ -125,7 +128,7 @@ class Worker:
             await self._on_broker_thread(self._begin)
             self.ready = True
             if children is not None:
-                children.prepare()
+                self._loop.call_later(_SPARE_AFTER, children.prepare)
             orphaned = asyncio.ensure_future(self._stop_when_orphaned())
             logger.info("worker %d works on %s", os.getpid(), ", ".join(names))
             await self._stopping.wait()
