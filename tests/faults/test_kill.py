@@ -132,6 +132,10 @@ def test_nothing_is_charged_for_a_child_that_died_idle(faults: Stage, tasks: Mod
     assert before.outcome(timeout=20).state is JobState.SUCCEEDED
     idle = faults.wait_for("end", before.id)[0]["pid"]
     os.kill(idle, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while _alive(idle):
+        assert time.monotonic() < deadline, "a killed process lives on"
+        time.sleep(0.02)
     job = tasks.crash.enqueue("not")
     assert job.outcome(timeout=20).attempt == 1
     assert faults.wait_for("end", job.id)[0]["pid"] != idle
