@@ -22,14 +22,17 @@ from sqlalchemy.orm import Session
 
 from postroom import (
     AlreadyProcessed,
+    App,
     ConfigurationError,
     Context,
     acreate_inbox,
     apurge_inbox,
     create_inbox,
+    create_outbox,
     purge_inbox,
 )
 from postroom.message import Message, new_id
+from postroom.store.inbox import inbox_stats
 
 PAY = "UPDATE account SET amount = amount - 10"
 
@@ -278,6 +281,29 @@ def test_other_connections_are_refused(tmp_path: Path) -> None:
         asyncio.run(context().aonce(connection))
 
 
+def test_a_failed_statement_is_raised_as_it_is(postgresql: str) -> None:
+    """It is the library's own error, by which callers try again; and not its own cause."""
+    with psycopg.connect(postgresql) as connection:
+        create_inbox(connection)
+        create_outbox(connection)
+        connection.commit()
+        app = App("memory://")
+        book = app.task(name="book")(lambda: None)
+        for statement in (
+            lambda: context().once(connection),
+            lambda: context().keep_result(connection, 1),
+            lambda: inbox_stats(connection),
+            lambda: book.using(transaction=connection).enqueue(),
+        ):
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                connection.execute("SELECT 1 / 0")
+            with pytest.raises(psycopg.errors.InFailedSqlTransaction) as failed:
+                statement()
+            assert failed.value.__cause__ is not failed.value
+            connection.rollback()
+        app.close()
+
+
 async def _apay(ctx: Context, connection: Any, execute: Callable[[str], Any]) -> bool:
     try:
         await ctx.aonce(connection)
@@ -367,6 +393,7 @@ django.setup()
 from django.db import connection, transaction
 from postroom import AlreadyProcessed, ConfigurationError, Context, create_inbox, purge_inbox
 from postroom.message import Message, new_id
+from postroom.store.inbox import inbox_stats
 
 ctx = Context(Message(id=new_id(), topic="t", name="t", body=b""), "bookkeeping", 1, 5)
 with transaction.atomic():

@@ -82,6 +82,28 @@ def test_committed_or_not_there(app: App, postgresql: str, library: str) -> None
     assert kept.result(timeout=5) == 8
 
 
+def test_a_failed_statement_is_raised_as_it_is(app: App, postgresql: str) -> None:
+    """Callers know their library's errors, and try again by them; one that is its own cause cannot be printed."""
+    with psycopg.connect(postgresql) as connection:
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            connection.execute("SELECT 1 / 0")
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction) as plain:
+            enqueue(app, 4, transaction=connection)
+        connection.rollback()
+
+    async def main() -> BaseException:
+        async with await psycopg.AsyncConnection.connect(postgresql) as connection:
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                await connection.execute("SELECT 1 / 0")
+            with pytest.raises(psycopg.errors.InFailedSqlTransaction) as awaited:
+                await aenqueue(app, 4, transaction=connection)
+            await connection.rollback()
+        return awaited.value
+
+    for error in (plain.value, asyncio.run(main())):
+        assert error.__cause__ is not error
+
+
 def _asyncpg(app: App, url: str) -> Any:
     async def run() -> tuple[Any, Any]:
         async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:

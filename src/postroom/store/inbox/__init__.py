@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import msgspec
@@ -129,10 +130,8 @@ async def apurge_inbox(connection: Any, older_than: float) -> int:
 def inbox_stats(connection: Any) -> InboxStats:
     """How many marks there are, and how old they are. Raises ``ConfigurationError`` if there is no table."""
     kind = _plain(connection, "inbox_stats", "postroom inbox status")
-    try:
+    with _told():
         ((marks, oldest),) = kind.fetch(connection, _STATS, ())
-    except Exception as error:
-        raise _told(error) from error
     return InboxStats(int(marks), oldest)
 
 
@@ -141,18 +140,17 @@ def mark(connection: Any, subscription: str, message_id: str) -> None:
     kind = _plain(connection, "ctx.once", "ctx.aonce")
     _check_transaction(kind, connection)
     database = database_of(kind, connection)
-    try:
-        count = kind.run(connection, _MARK[database], (subscription, message_id, time.time()))
-    except Exception as error:
-        if not _is_duplicate(error):
-            raise _told(error) from error
-        count = 0
-    if count == 0:
+    with _told():
         try:
-            rows = kind.fetch(connection, _RESULT[database], (subscription, message_id))
+            count = kind.run(connection, _MARK[database], (subscription, message_id, time.time()))
         except Exception as error:
-            raise _told(error) from error
-        raise _processed(subscription, message_id, rows)
+            if not _is_duplicate(error):
+                raise
+            count = 0
+        if count:
+            return
+        rows = kind.fetch(connection, _RESULT[database], (subscription, message_id))
+    raise _processed(subscription, message_id, rows)
 
 
 async def amark(connection: Any, subscription: str, message_id: str) -> None:
@@ -160,37 +158,32 @@ async def amark(connection: Any, subscription: str, message_id: str) -> None:
     kind = _awaited(connection, "ctx.aonce", "ctx.once")
     _check_transaction(kind, connection)
     database = database_of(kind, connection)
-    try:
-        count = await kind.run(connection, _MARK[database], (subscription, message_id, time.time()))
-    except Exception as error:
-        if not _is_duplicate(error):
-            raise _told(error) from error
-        count = 0
-    if count == 0:
+    with _told():
         try:
-            rows = await kind.fetch(connection, _RESULT[database], (subscription, message_id))
+            count = await kind.run(connection, _MARK[database], (subscription, message_id, time.time()))
         except Exception as error:
-            raise _told(error) from error
-        raise _processed(subscription, message_id, rows)
+            if not _is_duplicate(error):
+                raise
+            count = 0
+        if count:
+            return
+        rows = await kind.fetch(connection, _RESULT[database], (subscription, message_id))
+    raise _processed(subscription, message_id, rows)
 
 
 def keep(connection: Any, subscription: str, message_id: str, result: bytes) -> None:
     """Write the result (JSON) beside the mark; see ``Context.keep_result``."""
     kind = _plain(connection, "ctx.keep_result", "ctx.akeep_result")
-    try:
+    with _told():
         count = kind.run(connection, _KEEP, (result.decode(), subscription, message_id))
-    except Exception as error:
-        raise _told(error) from error
     _check_kept(count)
 
 
 async def akeep(connection: Any, subscription: str, message_id: str, result: bytes) -> None:
     """:func:`keep` for asynchronous connections."""
     kind = _awaited(connection, "ctx.akeep_result", "ctx.keep_result")
-    try:
+    with _told():
         count = await kind.run(connection, _KEEP, (result.decode(), subscription, message_id))
-    except Exception as error:
-        raise _told(error) from error
     _check_kept(count)
 
 
@@ -213,15 +206,19 @@ def _is_duplicate(error: Exception) -> bool:
     return "IntegrityError" in type(error).__name__ and _DUPLICATE in str(error)
 
 
-def _told(error: Exception) -> Exception:
-    """What a failed statement means; the error itself if nothing special."""
-    text = str(error)
-    if (TABLE in text or "result" in text) and any(phrase in text for phrase in _MISSING):
-        return ConfigurationError(
-            f"ctx.once: the database has no table {TABLE} of this version; call postroom.create_inbox(connection) "
-            "where you create your own tables, or run `postroom inbox create`"
-        )
-    return error
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say what to do about a missing table; any other failed statement is its library's affair."""
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        if (TABLE in text or "result" in text) and any(phrase in text for phrase in _MISSING):
+            raise ConfigurationError(
+                f"ctx.once: the database has no table {TABLE} of this version; call postroom.create_inbox(connection) "
+                "where you create your own tables, or run `postroom inbox create`"
+            ) from error
+        raise
 
 
 def _check_transaction(kind: Kind, connection: Any) -> None:

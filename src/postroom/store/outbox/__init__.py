@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -90,11 +91,9 @@ def write(connection: Any, messages: Sequence[Message]) -> None:
     """Add messages in the connection's open transaction. Raises ``ConfigurationError``."""
     kind = _kind(connection, awaited=False)
     _check_transaction(kind, connection)
-    try:
+    with _told():
         for sql, parameters in _inserts(database_of(kind, connection), messages):
             kind.run(connection, sql, parameters)
-    except Exception as error:
-        raise _told(error) from error
 
 
 async def awrite(connection: Any, messages: Sequence[Message]) -> None:
@@ -103,11 +102,9 @@ async def awrite(connection: Any, messages: Sequence[Message]) -> None:
         return write(connection, messages)
     kind = _kind(connection, awaited=True)
     _check_transaction(kind, connection)
-    try:
+    with _told():
         for sql, parameters in _inserts(database_of(kind, connection), messages):
             await kind.run(connection, sql, parameters)
-    except Exception as error:
-        raise _told(error) from error
     return None
 
 
@@ -144,10 +141,15 @@ def _check_transaction(kind: Kind, connection: Any) -> None:
         )
 
 
-def _told(error: Exception) -> Exception:
-    if TABLE in str(error) and any(phrase in str(error) for phrase in _MISSING):
-        return ConfigurationError(
-            f"transaction=: the connection is not to the broker's own database, and there is no table {TABLE} for a "
-            "relay; call postroom.create_outbox(connection) where you create your own tables"
-        )
-    return error
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say what to do about a missing table; any other failed statement is its library's affair."""
+    try:
+        yield
+    except Exception as error:
+        if TABLE in str(error) and any(phrase in str(error) for phrase in _MISSING):
+            raise ConfigurationError(
+                f"transaction=: the connection is not to the broker's own database, and there is no table {TABLE} for "
+                "a relay; call postroom.create_outbox(connection) where you create your own tables"
+            ) from error
+        raise
