@@ -37,6 +37,7 @@ from postroom import (
 )
 from postroom.cli.main import postroom
 from postroom.message import Message
+from postroom.store.outbox import relay as relays
 from postroom.store.outbox.relay import Relay
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +168,56 @@ def test_order_and_poison(app: App, database: str) -> None:
     assert relay.retry() == 1
     assert relay.stats()[:2] == (1, 0)
     relay.close()
+
+
+def test_messages_of_many_keys_fill_batches(app: App, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No batch has two of one key; one key that has many does not make small batches of the others."""
+    monkeypatch.setattr(relays, "BATCH", 4)
+    with connect(database) as connection:
+        for number, key in enumerate([*"aaaabbbbccccdddd", None, None]):
+            enqueue(app, connection, number, key=key)
+        connection.commit()
+    batches: list[list[str]] = []
+
+    def publish(messages: Sequence[Message]) -> list[str | PostroomError]:
+        batches.append([str(message.key) for message in messages])
+        return [message.id for message in messages]
+
+    relay = Relay(database, publish)
+    assert (relay.run_once(), relay.run_once()) == (18, 0)
+    assert [len(batch) for batch in batches] == [4, 4, 4, 4, 2]
+    assert all(len(batch) == len(set(batch) - {"None"}) + batch.count("None") for batch in batches)
+    relay.close()
+
+
+def test_a_relay_that_was_frozen_sends_no_further_batch(
+    app: App, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its successor has sent what comes after; it would send that again, out of order."""
+    monkeypatch.setattr(relays, "LEASE", 0.2)
+    monkeypatch.setattr(relays, "_RENEW", 0.1)
+    with connect(database) as connection:
+        for number in range(3):
+            enqueue(app, connection, number, key="k")
+        connection.commit()
+    late: list[bytes] = []
+    sent: list[bytes] = []
+
+    def freeze(messages: Sequence[Message]) -> list[str | PostroomError]:
+        late.extend(message.body for message in messages)
+        wait_until(lambda: successor.run_once() is not None, "another takes over")
+        return [message.id for message in messages]
+
+    def publish(messages: Sequence[Message]) -> list[str | PostroomError]:
+        sent.extend(message.body for message in messages)
+        return [message.id for message in messages]
+
+    frozen, successor = Relay(database, freeze), Relay(database, publish)
+    assert frozen.run_once() == 1
+    assert late == [b'{"number":0}']
+    assert sent == [b'{"number":0}', b'{"number":1}', b'{"number":2}']
+    frozen.close()
+    successor.close()
 
 
 def test_an_unavailable_broker_loses_nothing(app: App, database: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -26,7 +28,9 @@ logger = logging.getLogger("postroom.outbox")
 
 BATCH = 2000
 """Messages sent and removed together, at most: the more, the fewer waits for a confirmation."""
-_FIRST_BATCH = 100
+_AHEAD = 4 * BATCH
+"""Messages read at once, at most. Those of one key go in batches after each other, which others then fill."""
+_FIRST = 100
 _MEMORY = 16 * 1024 * 1024
 """Characters of messages that are read at a time, as far as earlier ones tell."""
 LEASE = 10.0
@@ -64,12 +68,13 @@ class Relay:
         ``publish``: sends and waits for the confirmation. Raises ``ConfigurationError``.
         """
         self._engine = make_engine(url)
+        self._now = NOW[self._engine.dialect.name]
         self._bell = Bell(self._engine)
         self._publish = publish
         self._name = uuid4().hex
         self._leads_until = 0.0
         """Monotonic seconds; renewed before."""
-        self._limit = _FIRST_BATCH
+        self._limit = _FIRST
 
     def run(self, stop: threading.Event, *, drain: bool = False) -> None:
         """Send what comes until ``stop`` is set, or with ``drain`` until nothing waits.
@@ -89,7 +94,7 @@ class Relay:
 
     def _turn(self, stop: threading.Event, *, drain: bool) -> None:
         self._bell.listen()
-        sent = self.run_once()
+        sent = self.run_once(stop)
         if sent:
             logger.info("sent %d messages", sent)
         elif sent is None:
@@ -99,10 +104,11 @@ class Relay:
         else:
             self._bell.wait(stop)
 
-    def run_once(self) -> int | None:
-        """Send what waits, at most one batch. Returns how many were sent; ``None`` while another relay is active.
+    def run_once(self, stop: threading.Event | None = None) -> int | None:
+        """Send what waits, a few batches at most. Returns how many were sent; ``None`` while another relay is active.
 
-        Raises ``BrokerUnavailable`` if neither sent nor removed: nothing is lost, try again.
+        ``stop``: when set, no further batch is begun. Raises ``BrokerUnavailable`` if neither sent nor removed:
+        nothing is lost, try again.
         """
         try:
             if not self._lead():
@@ -111,8 +117,8 @@ class Relay:
             if not rows:
                 return 0
             size = sum(len(text) for _, text in rows) // len(rows)
-            self._limit = max(1, min(BATCH, _MEMORY // size))
-            return self._send(rows)
+            self._limit = max(1, min(_AHEAD, _MEMORY // size))
+            return self._send(rows, stop or threading.Event())
         except sa.exc.DBAPIError as error:
             raise BrokerUnavailable(f"the outbox's database: {error.orig}") from error
 
@@ -150,23 +156,37 @@ class Relay:
 
     def _lead(self) -> bool:
         """Become, or stay, the active one. Raises ``ConfigurationError`` if there is no outbox."""
-        began = time.monotonic()
-        if began < self._leads_until - LEASE + _RENEW:
+        if self._keeps_lead():
             return True
+        began = time.monotonic()
         if not self._take_lead():
             return False
         self._leads_until = began + LEASE
         return True
 
+    def _keeps_lead(self) -> bool:
+        """Whether no other relay has led since this one began to."""
+        began = time.monotonic()
+        if began < self._leads_until - LEASE + _RENEW:
+            return True
+        if not self._leads_until:
+            return False
+        with self._engine.begin() as connection:
+            renewed = connection.execute(
+                sa.text(f"UPDATE {LEADER} SET until = {self._now} + :lease WHERE one = 1 AND holder = :name"),
+                {"name": self._name, "lease": LEASE},
+            )
+        self._leads_until = began + LEASE if renewed.rowcount else 0.0
+        return bool(self._leads_until)
+
     def _take_lead(self) -> bool:
-        now = NOW[self._engine.dialect.name]
         mine = {"name": self._name, "lease": LEASE}
         try:
             with self._engine.begin() as connection:
                 taken = connection.execute(
                     sa.text(
-                        f"UPDATE {LEADER} SET holder = :name, until = {now} + :lease "
-                        f"WHERE one = 1 AND (holder = :name OR until < {now})"
+                        f"UPDATE {LEADER} SET holder = :name, until = {self._now} + :lease "
+                        f"WHERE one = 1 AND until < {self._now}"
                     ),
                     mine,
                 )
@@ -174,7 +194,7 @@ class Relay:
                     return True
                 if connection.execute(sa.text(f"SELECT 1 FROM {LEADER}")).fetchone():
                     return False
-                connection.execute(sa.text(f"INSERT INTO {LEADER} VALUES (1, :name, {now} + :lease)"), mine)
+                connection.execute(sa.text(f"INSERT INTO {LEADER} VALUES (1, :name, {self._now} + :lease)"), mine)
                 return True
         except sa.exc.IntegrityError:
             return False  # Another was quicker.
@@ -193,34 +213,33 @@ class Relay:
             ).fetchall()
         return [(int(seq), str(text)) for seq, text in rows]
 
-    def _send(self, rows: Sequence[tuple[int, str]]) -> int:
-        todo = [(seq, decode(text)) for seq, text in rows]
-        blocked: set[tuple[str, str]] = set()
-        done: list[int] = []
-        refused: list[tuple[int, str]] = []
+    def _send(self, rows: Sequence[tuple[int, str]], stop: threading.Event) -> int:
+        lines = _Lines(rows)
+        sent = 0
         transient: PostroomError | None = None
-        while todo:
-            now, todo = _first_of_each_key(todo, blocked)
-            if not now:
-                break
+        # Asked before each batch: one that was frozen has a successor, which has sent what it would send now.
+        while lines and not stop.is_set() and self._keeps_lead():
+            batch = lines.next_batch()
             try:
-                answers = self._publish([message for _, message in now])
+                answers = self._publish([message for _, message in batch])
             except _TRANSIENT as error:
                 transient = error
                 break
-            for (seq, message), answer in zip(now, answers, strict=True):
+            done: list[int] = []
+            refused: list[tuple[int, str]] = []
+            for (seq, message), answer in zip(batch, answers, strict=True):
                 if isinstance(answer, str):
                     done.append(seq)
                 elif isinstance(answer, _TRANSIENT):
                     transient = answer
-                    # What follows it under its key must not overtake it.
-                    blocked.add((message.topic, message.key or ""))
+                    lines.hold(message)
                 else:
                     refused.append((seq, f"{type(answer).__name__}: {answer}"))
-        self._settle(done, refused)
-        if transient is not None and not done:
+            self._settle(done, refused)
+            sent += len(done)
+        if transient is not None and not sent:
             raise BrokerUnavailable(str(transient)) from transient
-        return len(done)
+        return sent
 
     def _settle(self, done: Sequence[int], refused: Sequence[tuple[int, str]]) -> None:
         with self._engine.begin() as connection:
@@ -236,20 +255,33 @@ class Relay:
                 )
 
 
-def _first_of_each_key(
-    todo: Sequence[tuple[int, Message]], blocked: set[tuple[str, str]]
-) -> tuple[list[tuple[int, Message]], list[tuple[int, Message]]]:
-    """What can be sent together without one overtaking another of its key, and the rest."""
-    now: list[tuple[int, Message]] = []
-    later: list[tuple[int, Message]] = []
-    seen: set[tuple[str, str]] = set()
-    for seq, message in todo:
-        if message.key is None:
-            now.append((seq, message))
-            continue
-        line = (message.topic, message.key)
-        if line in blocked:
-            continue
-        (later if line in seen else now).append((seq, message))
-        seen.add(line)
-    return now, later
+class _Lines:
+    """Messages that wait: those of one key of a topic in one line, each without a key in a line of its own."""
+
+    def __init__(self, rows: Sequence[tuple[int, str]]) -> None:
+        self._lines: dict[tuple[str, str] | int, deque[tuple[int, Message]]] = {}
+        for seq, text in rows:
+            message = decode(text)
+            line = seq if message.key is None else (message.topic, message.key)
+            self._lines.setdefault(line, deque()).append((seq, message))
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def next_batch(self) -> list[tuple[int, Message]]:
+        """Takes the first of each line. Only once they are confirmed can none of them be overtaken by the next.
+
+        A broker may refuse one (``QueueFull``) and take a later one of the same batch.
+        """
+        chosen = list(islice(self._lines, BATCH))
+        batch = [self._lines[line].popleft() for line in chosen]
+        for line in chosen:
+            rest = self._lines.pop(line)
+            if rest:
+                self._lines[line] = rest
+        return batch
+
+    def hold(self, message: Message) -> None:
+        """Leave what follows it under its key for another time."""
+        if message.key is not None:
+            self._lines.pop((message.topic, message.key), None)
