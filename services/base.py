@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import shutil
 import signal
 import socket
@@ -15,6 +16,9 @@ from pathlib import Path
 
 TOOLS = Path(__file__).parent.parent / ".services"
 """What is downloaded once and used by every run: archives, virtual environments. Not under version control."""
+
+_NEVER_OUTGOING = (20_000, 32_768)
+"""Ports below those of outgoing connections: Linux begins with 32,768 (ip(7), ``ip_local_port_range``), macOS later."""
 
 
 class ServiceMissing(Exception):
@@ -69,10 +73,18 @@ class Server(ABC):
 
 
 def free_port() -> int:
-    """A loopback port that nothing listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """A loopback port that nothing listened on a moment ago.
+
+    Not one of those that Linux and macOS give to outgoing connections: a client that tries again while its server is
+    down could be given that server's own port, and be connected with itself; the server would not get it back.
+    """
+    while True:
+        port = random.randrange(*_NEVER_OUTGOING)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
         return port
 
 
