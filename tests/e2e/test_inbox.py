@@ -245,6 +245,28 @@ def test_old_marks_are_purged(place: Place) -> None:
     assert pay(place, ctx)
 
 
+def test_nobody_waits_for_a_purge(mariadb: str, postgresql: str) -> None:
+    """Until it commits it holds what it deletes, and nothing else; nor does it wait for marks not yet committed."""
+    for name, url, patience in (
+        ("sqlalchemy-mariadb", mariadb, "SET innodb_lock_wait_timeout = 2"),
+        ("sqlalchemy-postgresql", postgresql, "SET lock_timeout = '2s'"),
+    ):
+        place = MAKERS[name](url, Path())
+        place.set_up()
+        for _ in range(3):
+            pay(place, context())
+        with place.connection() as handling, place.connection() as purging, place.connection() as other:
+            for connection in (purging, other):
+                place.run(connection, patience)
+                connection.commit()
+            context().once(handling)
+            assert purge_inbox(purging, -1.0) == 3
+            context().once(other)
+            for connection in (other, purging, handling):
+                connection.commit()
+            assert inbox_stats(other).marks == 2
+
+
 def test_a_missing_table_is_told(place: Place) -> None:
     with place.connection() as connection:
         place.begin(connection)

@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session, sessionmaker
 from tests.conftest import wait_until, working
 
-from postroom import INJECTED, App, ConfigurationError, JobFailed, RetryPolicy, create_inbox, create_outbox
+from postroom import INJECTED, App, ConfigurationError, JobFailed, RetryPolicy, create_inbox, create_outbox, purge_inbox
 from postroom.store.outbox.relay import Relay
 
 PAY = "UPDATE account SET amount = amount - 10"
@@ -181,6 +181,23 @@ def test_a_duplicate_does_not_run_and_has_the_first_result(
         assert (job.result(20), shop.runs, shop.amount()) == ({"paid": 7}, 1, 90)
         assert memory.replay("bookkeeping") == 1
         assert (job.result(20), shop.runs, shop.amount()) == ({"paid": 7}, 1, 90)
+
+
+def test_what_comes_after_its_mark_was_purged_is_handled_again(
+    memory: App, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Marks must be kept for longer than messages can come again: here an event is replayed too late."""
+    shop = Shop(memory, "engine-sqlite", database(request, "sqlite", tmp_path))
+    with working(memory):
+        job = shop.payments.publish(7)
+        assert job.result(20) == {"paid": 7}
+        for older_than, amount in ((60.0, 90), (-1.0, 80)):
+            with shop.engine.begin() as connection:
+                purge_inbox(connection, older_than)
+            assert memory.replay("bookkeeping") == 1
+            wait_until(lambda: all(stats.ready + stats.running == 0 for stats in memory.stats()), "it was handled")
+            assert shop.amount() == amount
+        assert shop.runs == 2
 
 
 @pytest.mark.parametrize("name", [*SYNC, *ASYNC])

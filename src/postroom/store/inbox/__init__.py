@@ -74,6 +74,13 @@ _RESULT: dict[Database, str] = {
     "mysql": f"{_KEPT} LOCK IN SHARE MODE",
 }
 _PURGE = f"DELETE FROM {TABLE} WHERE done_at < ?"
+# MySQL locks whatever such a statement looks at, so that every handler would wait for the end of the purge. A plain
+# read locks nothing, nor does it wait; a deletion by the whole key locks that one mark.
+_OLD = (
+    f"SELECT subscription, message_id FROM {TABLE} WHERE done_at < ? AND (subscription, message_id) > (?, ?) "
+    "ORDER BY subscription, message_id LIMIT 10000"
+)
+_PURGE_ONE = f"DELETE FROM {TABLE} WHERE subscription = ? AND message_id = ?"
 _STATS = f"SELECT count(*), min(done_at) FROM {TABLE}"
 _MISSING = ("no such table", "does not exist", "doesn't exist", "no such column", "has no column", "Unknown column")
 _DUPLICATE = "1062"
@@ -118,13 +125,28 @@ def purge_inbox(connection: Any, older_than: float) -> int:
     wait, be retried and lie among the dead letters.
     """
     kind = _plain(connection, "purge_inbox", "apurge_inbox")
-    return int(kind.run(connection, _PURGE, (time.time() - older_than,)))
+    before = time.time() - older_than
+    if database_of(kind, connection) != "mysql":
+        return int(kind.run(connection, _PURGE, (before,)))
+    count, last = 0, ("", "")
+    while old := kind.fetch(connection, _OLD, (before, *last)):
+        count += sum(int(kind.run(connection, _PURGE_ONE, tuple(row))) for row in old)
+        last = tuple(old[-1])
+    return count
 
 
 async def apurge_inbox(connection: Any, older_than: float) -> int:
     """See :func:`purge_inbox`."""
     kind = _awaited(connection, "apurge_inbox", "purge_inbox")
-    return int(await kind.run(connection, _PURGE, (time.time() - older_than,)))
+    before = time.time() - older_than
+    if database_of(kind, connection) != "mysql":
+        return int(await kind.run(connection, _PURGE, (before,)))
+    count, last = 0, ("", "")
+    while old := await kind.fetch(connection, _OLD, (before, *last)):
+        for row in old:
+            count += int(await kind.run(connection, _PURGE_ONE, tuple(row)))
+        last = tuple(old[-1])
+    return count
 
 
 def inbox_stats(connection: Any) -> InboxStats:
