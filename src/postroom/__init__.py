@@ -34,8 +34,8 @@ from postroom.producer.job import Job, JobStatus
 from postroom.producer.task import Task
 from postroom.producer.topic import Topic
 from postroom.signals import AlreadyProcessed, Reject, Retry, Snooze
-from postroom.store.inbox import acreate_inbox, apurge_inbox, create_inbox, purge_inbox
-from postroom.store.outbox import acreate_outbox, create_outbox
+from postroom.store.inbox import acreate_inbox, apurge_inbox, create_inbox, inbox_stats, purge_inbox
+from postroom.store.outbox import acreate_outbox, create_outbox, outbox_stats
 
 __all__ = [
     "INJECTED",
@@ -85,5 +85,7 @@ __all__ = [
     "create_inbox",
     "create_outbox",
     "exponential",
+    "inbox_stats",
+    "outbox_stats",
     "purge_inbox",
 ]

@@ -34,6 +34,7 @@ from postroom import (
     TopicNotFound,
     acreate_outbox,
     create_outbox,
+    outbox_stats,
 )
 from postroom.cli.main import postroom
 from postroom.message import Message
@@ -248,16 +249,24 @@ def test_asyncpg_and_psycopg_connections(app: App, postgresql: str) -> None:
                 await app.tasks["book"].using(transaction=connection).aenqueue(2)
             async with connection.transaction():
                 await app.tasks["book"].using(transaction=connection).aenqueue(2)
-            with pytest.raises(ConfigurationError, match="asynchronous"):
-                enqueue(app, connection, 3)
+            for refused in (lambda: enqueue(app, connection, 3), lambda: outbox_stats(connection)):
+                with pytest.raises(ConfigurationError, match="asynchronous"):
+                    refused()
 
     asyncio.run(main())
+    with psycopg.connect(postgresql) as connection:
+        assert outbox_stats(connection)[:2] == (2, 0)
     relay = Relay(postgresql, app.outlet.send)
     assert relay.run_once() == 2
     relay.close()
 
 
 def test_no_outbox_is_told(app: App, tmp_path: Path) -> None:
+    with (
+        closing(sqlite3.connect(tmp_path / "empty.db")) as connection,
+        pytest.raises(ConfigurationError, match="postroom outbox create"),
+    ):
+        outbox_stats(connection)
     with (
         closing(sqlite3.connect(tmp_path / "empty.db")) as connection,
         pytest.raises(ConfigurationError, match="create_outbox"),

@@ -151,7 +151,9 @@ async def apurge_inbox(connection: Any, older_than: float) -> int:
 
 def inbox_stats(connection: Any) -> InboxStats:
     """How many marks there are, and how old they are. Raises ``ConfigurationError`` if there is no table."""
-    kind = _plain(connection, "inbox_stats", "postroom inbox status")
+    kind = kind_of(connection)
+    if kind.awaited:
+        raise ConfigurationError("inbox_stats: this connection is asynchronous; see `postroom inbox status --json`")
     with _told():
         ((marks, oldest),) = kind.fetch(connection, _STATS, ())
     return InboxStats(int(marks), oldest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -64,9 +64,21 @@ _NOTIFY: dict[Database, str] = {
 }  # fmt: skip
 _ROWS = 100
 """Rows that one statement inserts."""
+_STATS = f"SELECT count(*) - count(error), count(error) FROM {TABLE}"
+_FIRST = f"SELECT message FROM {TABLE} WHERE error IS NULL ORDER BY seq LIMIT 1"
 _MISSING = ("no such table", "does not exist", "doesn't exist")
 
 _message = msgspec.json.Decoder(Message)
+
+
+class OutboxStats(NamedTuple):
+    """An outbox in numbers."""
+
+    waiting: int
+    set_aside: int
+    """What no relay could send, and none will until ``postroom outbox retry``."""
+    oldest: float | None
+    """Unix time at which the oldest waiting message was made; ``None`` if none waits. Its age is how far relays lag."""
 
 
 def create_outbox(connection: Any) -> None:
@@ -87,11 +99,25 @@ async def acreate_outbox(connection: Any) -> None:
         await kind.run(connection, sql, ())
 
 
+def outbox_stats(connection: Any) -> OutboxStats:
+    """How much waits to be sent, since when, and what could not be sent. ``connection``: as for :func:`create_outbox`.
+
+    Raises ``ConfigurationError`` if there is no table.
+    """
+    kind = kind_of(connection)
+    if kind.awaited:
+        raise ConfigurationError("outbox_stats: this connection is asynchronous; see `postroom outbox status --json`")
+    with _told("outbox_stats: "):
+        ((waiting, set_aside),) = kind.fetch(connection, _STATS, ())
+        first = kind.fetch(connection, _FIRST, ())
+    return OutboxStats(int(waiting), int(set_aside), decode(first[0][0]).created_at if first else None)
+
+
 def write(connection: Any, messages: Sequence[Message]) -> None:
     """Add messages in the connection's open transaction. Raises ``ConfigurationError``."""
     kind = _kind(connection, awaited=False)
     _check_transaction(kind, connection)
-    with _told():
+    with _told("transaction=: the connection is not to the broker's own database, and "):
         for sql, parameters in _inserts(database_of(kind, connection), messages):
             kind.run(connection, sql, parameters)
 
@@ -102,7 +128,7 @@ async def awrite(connection: Any, messages: Sequence[Message]) -> None:
         return write(connection, messages)
     kind = _kind(connection, awaited=True)
     _check_transaction(kind, connection)
-    with _told():
+    with _told("transaction=: the connection is not to the broker's own database, and "):
         for sql, parameters in _inserts(database_of(kind, connection), messages):
             await kind.run(connection, sql, parameters)
     return None
@@ -142,14 +168,14 @@ def _check_transaction(kind: Kind, connection: Any) -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _told(before: str) -> Iterator[None]:
     """Say what to do about a missing table; any other failed statement is its library's affair."""
     try:
         yield
     except Exception as error:
         if TABLE in str(error) and any(phrase in str(error) for phrase in _MISSING):
             raise ConfigurationError(
-                f"transaction=: the connection is not to the broker's own database, and there is no table {TABLE} for "
-                "a relay; call postroom.create_outbox(connection) where you create your own tables"
+                f"{before}there is no table {TABLE} for a relay; call postroom.create_outbox(connection) where you "
+                "create your own tables, or run `postroom outbox create`"
             ) from error
         raise

@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import NamedTuple
 from uuid import uuid4
 
 from postroom.errors import (
@@ -21,7 +20,7 @@ from postroom.errors import (
 )
 from postroom.message import Message
 from postroom.store.database import NOW, make_engine, sa
-from postroom.store.outbox import LEADER, TABLE, decode
+from postroom.store.outbox import LEADER, TABLE, OutboxStats, decode, outbox_stats
 from postroom.store.outbox.bell import Bell
 
 logger = logging.getLogger("postroom.outbox")
@@ -44,15 +43,6 @@ _STANDBY = 1.0
 _TRANSIENT = (BrokerUnavailable, BrokerClosed, QueueFull, PublishFailed)
 
 Publish = Callable[[Sequence[Message]], list[str | PostroomError]]
-
-
-class OutboxStats(NamedTuple):
-    """An outbox in numbers."""
-
-    waiting: int
-    set_aside: int
-    oldest: float | None
-    """Unix time at which the oldest waiting message was made."""
 
 
 class Relay:
@@ -123,12 +113,9 @@ class Relay:
             raise BrokerUnavailable(f"the outbox's database: {error.orig}") from error
 
     def stats(self) -> OutboxStats:
+        """Raises ``ConfigurationError`` if there is no outbox."""
         with self._engine.connect() as connection:
-            counts = sa.text(f"SELECT count(*) - count(error), count(error) FROM {TABLE}")
-            waiting, aside = connection.execute(counts).one()
-            first = self._waiting(limit=1)
-        oldest = decode(first[0][1]).created_at if first else None
-        return OutboxStats(waiting=int(waiting), set_aside=int(aside), oldest=oldest)
+            return outbox_stats(connection)
 
     def set_aside(self) -> list[tuple[Message, str]]:
         """What no relay could send, with the reason."""
@@ -147,8 +134,9 @@ class Relay:
         """Let another relay take over at once."""
         self._bell.close()
         try:
-            with self._engine.begin() as connection:
-                connection.execute(sa.text(f"DELETE FROM {LEADER} WHERE holder = :name"), {"name": self._name})
+            if self._leads_until:
+                with self._engine.begin() as connection:
+                    connection.execute(sa.text(f"DELETE FROM {LEADER} WHERE holder = :name"), {"name": self._name})
         except sa.exc.DBAPIError as error:
             logger.warning("another relay takes over only in %.0f s: %s", LEASE, error.orig)
         finally:
