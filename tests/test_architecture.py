@@ -104,8 +104,6 @@ def test_only_adapters_talk_to_a_broker(module: str) -> None:
     allowed = {"sqlite3"} if module in {"postroom.demo.evidence"} else set()
     if module.startswith(("postroom.store.sqlite.", "postroom.testing.simulation.")):
         allowed = {"sqlite3"}
-    if module.startswith("postroom.store.postgresql."):
-        allowed = {"asyncpg"}
     clients = {name.split(".")[0] for name in imports_of(MODULES[module], top_level=False)} & CLIENTS
     assert clients <= allowed, f"{module} imports {clients}"
 

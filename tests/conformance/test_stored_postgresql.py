@@ -22,15 +22,16 @@ class PostgreSQLStoreHarness(Harness):
     def __init__(self, url: str) -> None:
         self.clock = ManualClock()
         self._url = f"memory://{uuid4().hex}"
-        self._store = url
+        self._server = url
+        self._store = f"{url}?migrate=auto"
 
     def make_broker(self) -> Broker:
         store = PostgreSQLStore(self._store, clock=self.clock)
         return StoredBroker(Poor(self._url, clock=self.clock), store, clock=self.clock)
 
     async def stop(self) -> None:
-        connection = await asyncpg.connect(self._store)
-        await connection.execute("DROP SCHEMA IF EXISTS postroom CASCADE")
+        connection = await asyncpg.connect(self._server)
+        await connection.execute("DROP SCHEMA IF EXISTS postroom_store CASCADE")
         await connection.close()
 
 

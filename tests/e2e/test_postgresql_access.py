@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import psycopg
 import pytest
 from services.certificates import make_certificate
 from services.postgresql import PgBouncer, PostgreSQLServer
+from tests.conformance.test_stored import Poor
 from tests.conftest import working
 from tests.servers import started
 
@@ -21,7 +23,9 @@ from postroom.broker.postgresql import PostgreSQLBroker
 from postroom.broker.postgresql.address import parse
 from postroom.broker.postgresql.link import Link
 from postroom.errors import BrokerUnavailable, ConfigurationError, PostroomError
-from postroom.message import Failure, Message, new_id
+from postroom.message import Failure, JobState, Message, new_id
+from postroom.store.beside import StoredBroker
+from postroom.store.postgresql import PostgreSQLStore
 
 
 class Place(NamedTuple):
@@ -135,6 +139,26 @@ def test_through_a_pooler(place: Place, pooler: PgBouncer) -> None:
     said = log_of(place)[before:]
     assert "execute <unnamed>: SELECT" in said
     assert not re.search(r"execute (?!<unnamed>)|: LISTEN", said)
+
+
+def test_a_store_behind_a_pooler(place: Place, pooler: PgBouncer) -> None:
+    async def run() -> None:
+        store = PostgreSQLStore(f"{pooler.url}?migrate=auto&pgbouncer=1&schema=stored")
+        broker = StoredBroker(Poor(f"memory://{uuid4().hex}"), store)
+        await broker.connect()
+        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+        sent = [Message(id=new_id(), topic="q", name="n", body=b"%d" % n, idempotency_key=f"k{n}") for n in range(9)]
+        assert await broker.publish(sent) == [message.id for message in sent]
+        consumer = await broker.consume("q")
+        deliveries = await consumer.receive(9, 5.0)
+        assert await consumer.settle([(delivery, Ack(b"1")) for delivery in deliveries]) == [None] * 9
+        states = [record.state for message in sent for record in await broker.jobs.get(message.id)]
+        assert states == [JobState.SUCCEEDED] * 9
+        await broker.close()
+
+    before = len(log_of(place))
+    asyncio.run(run())
+    assert not re.search(r"execute (?!<unnamed>)", log_of(place)[before:])
 
 
 def test_a_worker_behind_a_pooler(pooler: PgBouncer) -> None:

@@ -10,11 +10,13 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from postroom.broker.postgresql import PostgreSQLBroker, schema
+from postroom.broker.postgresql import PostgreSQLBroker
 from postroom.broker.postgresql.address import parse
 from postroom.broker.postgresql.link import Link
+from postroom.broker.postgresql.schema import QUEUES, Schema
 from postroom.cli.main import postroom
 from postroom.errors import ConfigurationError
+from postroom.store.postgresql import PostgreSQLStore
 from tests.servers import url_of
 
 
@@ -83,10 +85,40 @@ def test_many_at_once_make_it_once(url: str) -> None:
     asyncio.run(run())
 
 
+def test_a_store_comes_by_the_same_command(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def connect_store(url: str) -> None:
+        store = PostgreSQLStore(url)
+        await store.connect()
+        try:
+            assert await store.jobs.search() == []
+            assert {finding.level for finding in await store.examine()} <= {"ok", "warning"}
+        finally:
+            await store.close()
+
+    with pytest.raises(ConfigurationError, match="by postroom migrate --store --apply, or put"):
+        asyncio.run(connect_store(url))
+    assert "CREATE TABLE record" in migrate("--store", url)
+    assert "steps done: 1" in migrate("--store", url, "--apply")
+    asyncio.run(connect_store(url))
+    assert "nothing to do" in migrate("--store", url, "--apply")
+    asyncio.run(connect_store(f"{url}_auto&migrate=auto"))
+    # Beside a broker it is migrated with it.
+    monkeypatch.setenv("POSTROOM_STORE", f"{url}_beside")
+    assert "CREATE TABLE record" in migrate("sqs://eu-west-1")
+    assert "steps done: 1" in migrate("sqs://eu-west-1", "--apply")
+    asyncio.run(connect_store(f"{url}_beside"))
+
+
+def test_a_broker_and_a_store_are_not_named_at_once(url: str) -> None:
+    refused = CliRunner().invoke(postroom, ["migrate", "sqs://eu-west-1", "--store", url])
+    assert refused.exit_code == 2
+    assert "or --store" in refused.output
+
+
 def test_a_step_that_fails_leaves_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    sources = {name: schema.source(name) for name in schema.STEPS[0]}
+    sources = {name: QUEUES.source(name) for name in QUEUES.steps[0]}
     broken = sources | {"operate": f"{sources['operate']}\nSELECT 1 / 0;"}
-    monkeypatch.setattr(schema, "source", broken.__getitem__)
+    monkeypatch.setattr(Schema, "source", lambda _, name: broken[name])
     assert CliRunner().invoke(postroom, ["migrate", url, "--apply"]).exit_code == 1
     monkeypatch.undo()
     assert "steps to do: 1" in migrate(url)

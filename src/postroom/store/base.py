@@ -122,6 +122,13 @@ class Store(ABC):
     async def connect(self) -> None:
         """Open it. Raises ``BrokerUnavailable`` or ``ConfigurationError``."""
 
+    async def plan(self) -> list[str]:
+        """See ``Broker.plan``."""
+        return []
+
+    async def migrate(self) -> None:  # noqa: B027
+        """See ``Broker.migrate``."""
+
     @abstractmethod
     async def close(self) -> None:
         """Write what is under way, then close it; a second call is fine."""

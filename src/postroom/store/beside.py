@@ -173,10 +173,11 @@ class StoredBroker(Broker):
         return await self._broker.apublish_in(connection, messages)
 
     async def plan(self) -> list[str]:
-        return await self._broker.plan()
+        return [*await self._broker.plan(), *await self._store.plan()]
 
     async def migrate(self) -> None:
         await self._broker.migrate()
+        await self._store.migrate()
 
     async def examine(self) -> list[Finding]:
         beside = [msgspec.structs.replace(item, title=f"store: {item.title}") for item in await self._store.examine()]

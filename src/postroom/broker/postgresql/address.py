@@ -50,7 +50,7 @@ class Address(NamedTuple):
     """The URL without its password."""
 
 
-def parse(url: str) -> Address:
+def parse(url: str, default_schema: str = SCHEMA) -> Address:
     """Raises ``ConfigurationError``, which never shows the password."""
     try:
         parts = urlsplit(url)
@@ -66,7 +66,7 @@ def parse(url: str) -> Address:
             near = difflib.get_close_matches(name, (*_OWN, *_CLIENT), 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join((*_OWN, *_CLIENT))}"
             raise ConfigurationError(f"{shown}: there is no option {name!r}; {hint}")
-    schema = options.get("schema", SCHEMA)
+    schema = options.get("schema", default_schema)
     if not _NAME.fullmatch(schema) or schema.startswith("pg_"):
         raise ConfigurationError(f"{shown}: schema={schema!r}: use up to 63 of a-z, 0-9 and _, not beginning with pg_")
     rest = {name: value for name, value in options.items() if name not in _OWN}

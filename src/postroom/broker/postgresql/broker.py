@@ -7,22 +7,21 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 from postroom.broker.base import Broker, Capabilities, Subscription, SubscriptionStats, Topic
-from postroom.broker.postgresql import doctor, joining, publish, rows, schema, topology
+from postroom.broker.postgresql import doctor, joining, publish, rows, topology
 from postroom.broker.postgresql.address import parse
 from postroom.broker.postgresql.bell import Bell, Subs
 from postroom.broker.postgresql.consumer import PostgreSQLConsumer
 from postroom.broker.postgresql.jobs import PostgreSQLJobStore
-from postroom.broker.postgresql.link import Link
+from postroom.broker.postgresql.link import Link, alone
+from postroom.broker.postgresql.schema import QUEUES
 from postroom.clock import Clock, SystemClock
 from postroom.doctor import Finding
 from postroom.errors import BrokerClosed, ConfigurationError, PostroomError, SubscriptionNotFound
 from postroom.message import DeadLetter, Message
-
-T = TypeVar("T")
 
 logger = logging.getLogger("postroom.broker")
 
@@ -94,8 +93,8 @@ class PostgreSQLBroker(Broker):
         await self.link.open()
         try:
             if self.address.migrate:
-                await schema.migrate(self.link)
-            await schema.check(self.link)
+                await QUEUES.migrate(self.link)
+            await QUEUES.check(self.link)
         except BaseException:
             await self.link.close()
             raise
@@ -195,13 +194,13 @@ class PostgreSQLBroker(Broker):
         return await joining.apublish_in(connection, self.address, messages, self.moment(), self.clock.now())
 
     async def plan(self) -> list[str]:
-        return await self._alone(schema.pending)
+        return await alone(self.address, QUEUES.pending)
 
     async def migrate(self) -> None:
-        await self._alone(schema.migrate)
+        await alone(self.address, QUEUES.migrate)
 
     async def examine(self) -> list[Finding]:
-        return await doctor.examine(self.link) if self.link.connected else []
+        return await doctor.examine(self.link, QUEUES.version) if self.link.connected else []
 
     @property
     def jobs(self) -> PostgreSQLJobStore:
@@ -216,15 +215,6 @@ class PostgreSQLBroker(Broker):
     def forget(self, consumer: PostgreSQLConsumer) -> None:
         """The consumer is closed."""
         self._consumers.discard(consumer)
-
-    async def _alone(self, act: Callable[[Link], Awaitable[T]]) -> T:
-        """On a connection of its own: the tables need not be there yet."""
-        link = Link(self.address, connections=1)
-        await link.open()
-        try:
-            return await act(link)
-        finally:
-            await link.close()
 
     def _heard(self, subs: Subs) -> None:
         for consumer in self._consumers:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from postroom.broker.postgresql import schema
 from postroom.broker.postgresql.link import CONNECTIONS, Link
 from postroom.doctor import Finding
 
@@ -45,8 +44,8 @@ GROUP BY c.relname ORDER BY c.relname
 Told = Mapping[str, Any]
 
 
-async def examine(link: Link) -> list[Finding]:
-    """https://www.postgresql.org/docs/current/runtime-config-wal.html says what the settings mean."""
+async def examine(link: Link, version: int) -> list[Finding]:
+    """``version``: of our tables. What the settings mean: https://www.postgresql.org/docs/current/runtime-config-wal.html"""
     settings = dict(
         await link.fetch("SELECT name, setting FROM pg_settings WHERE name = ANY ($1::text[])", list(_SETTINGS))
     )
@@ -55,7 +54,7 @@ async def examine(link: Link) -> list[Finding]:
     dead = await link.fetch(_DEAD, link.address.schema)
     missing = [row[0] for row in await link.fetch(_RIGHTS, link.address.schema)]
     return [
-        _version(server),
+        Finding(level="ok", title="version", detail=f"PostgreSQL {server['version']}; schema version {version}"),
         _role(server, settings),
         *syncing(settings),
         _vacuum(settings),
@@ -65,11 +64,6 @@ async def examine(link: Link) -> list[Finding]:
         rights(missing),
         encryption(server),
     ]
-
-
-def _version(server: Told) -> Finding:
-    detail = f"PostgreSQL {server['version']}; schema version {len(schema.STEPS)}"
-    return Finding(level="ok", title="version", detail=detail)
 
 
 def _role(server: Told, settings: Told) -> Finding:

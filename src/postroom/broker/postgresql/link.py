@@ -151,6 +151,16 @@ class Link:
             raise BrokerUnavailable(f"{self.address.shown} cannot be reached: {told}") from error
 
 
+async def alone(address: Address, act: Callable[[Link], Awaitable[T]]) -> T:
+    """``act(link)`` on a connection of its own, for who is not connected, as what it needs is not there yet."""
+    link = Link(address, connections=1)
+    await link.open()
+    try:
+        return await act(link)
+    finally:
+        await link.close()
+
+
 async def _keep_as_it_is(connection: Any) -> None:
     """Nothing here leaves anything behind in a session: resetting it would be a round trip for nothing."""
 
@@ -160,7 +170,7 @@ def _meaning(error: asyncpg.PostgresError, address: Address) -> BrokerUnavailabl
     if state in _MISSING:
         return ConfigurationError(
             f"{address.shown} lacks what this Postroom needs in the schema {address.schema} ({error}); "
-            "run postroom migrate with this URL"
+            "run postroom migrate for it"
         )
     if state.startswith(_REFUSED):
         return ConfigurationError(f"{address.shown} refuses: {error}")

@@ -1,15 +1,3 @@
-"""The tables of the store, in a schema of their own."""
-
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-SCHEMA = "postroom"
-
-LOCK = 0x506F5374
-"""``PoSt``: the advisory lock that one process holds while it creates or migrates."""
-
-_V1 = """
 CREATE TABLE record (
     seq         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     id          text NOT NULL,
@@ -55,7 +43,3 @@ CREATE TABLE dedup (
 );
 CREATE INDEX dedup_until ON dedup (until);
 CREATE INDEX dedup_id ON dedup (id);
-"""
-
-MIGRATIONS: Sequence[str] = (_V1,)
-"""Only ever appended to."""
