@@ -11,6 +11,7 @@ import pytest
 from services.base import Server
 
 import postroom.testing.conformance  # noqa: F401 -- fills the suite
+from postroom import App
 from postroom.broker.amqp import AMQPBroker
 from postroom.broker.base import Broker
 from postroom.store.beside import StoredBroker
@@ -18,6 +19,7 @@ from postroom.store.sqlite import SQLiteStore
 from postroom.testing.harness import Harness
 from postroom.testing.suite import SUITE
 from tests.servers import private
+from tests.unit.test_unique import check_beside_a_server
 
 ADDED = {"jobs", "deduplication", "known_ids"}
 # A replay is the broker's own, which knows no ids.
@@ -58,3 +60,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def harness(server: Server, tmp_path: Path) -> Harness:
     return StoredHarness(server, tmp_path)
+
+
+def test_unique_jobs_through_a_store(server: Server, tmp_path: Path) -> None:
+    with App(f"{server.url}?namespace=unique-{uuid4().hex[:8]}", store=f"sqlite:///{tmp_path}/jobs.db") as app:
+        check_beside_a_server(app)

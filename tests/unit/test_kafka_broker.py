@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ from confluent_kafka import AcknowledgeType, IllegalStateException, ShareConsume
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from services.base import Server
 
+from postroom import App
 from postroom.broker.base import Ack, Consumer, Delivery, Release, Retry, Subscription, Topic
 from postroom.broker.kafka import KafkaBroker
 from postroom.broker.kafka.ledger import Ledger
@@ -22,6 +24,7 @@ from postroom.errors import BrokerUnavailable
 from postroom.message import Failure, Message, new_id
 from tests.conftest import wait_until
 from tests.servers import private
+from tests.unit.test_unique import check_beside_a_server
 
 pytestmark = pytest.mark.server
 
@@ -369,3 +372,8 @@ def test_why_share_groups_are_refused(server: Server, url: str) -> None:
         consumer.acknowledge(other)
     finally:
         consumer.close()
+
+
+def test_unique_jobs_through_a_store(url: str, tmp_path: Path) -> None:
+    with App(url, store=f"sqlite:///{tmp_path}/jobs.db") as app:
+        check_beside_a_server(app)

@@ -20,6 +20,7 @@ from postroom.store.redis.rows import Place, Row
 from postroom.testing.clock import ManualClock
 from tests.conftest import working
 from tests.servers import started, url_of
+from tests.unit.test_unique import check_beside_a_server
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,7 @@ def test_nothing_stays_of_what_is_over(server: str, namespace: str) -> None:
     """C15: records, their order and their keys; of those that are not over, all."""
     clock = ManualClock()
     jobs = [message(idempotency_key=f"k{number}", result_ttl=60.0, dedup_window=60.0) for number in range(3)]
+    jobs.append(message(idempotency_key="u", unique="until_done", result_ttl=60.0))
     refused, waiting = message(idempotency_key="r"), message(created_at=clock.now())
 
     async def run() -> None:
@@ -77,8 +79,8 @@ def test_nothing_stays_of_what_is_over(server: str, namespace: str) -> None:
         await store.confirm([waiting.id, *(job.id for job in jobs)])
         await store.withdraw([refused.id])
         claims = [Claim(job, "q", 1, False, f"t{job.id}", "", False) for job in jobs]
-        assert await store.deliver(claims) == [None] * 3
-        assert await store.finish([(claim, Done()) for claim in claims]) == [True] * 3
+        assert await store.deliver(claims) == [None] * 4
+        assert await store.finish([(claim, Done()) for claim in claims]) == [True] * 4
         await clock.advance(3700.0)
         await store.sweep()
         assert [record.id for record in await store.jobs.search()] == [waiting.id]
@@ -134,6 +136,7 @@ def test_beside_another_broker(server: str, namespace: str, tmp_path: Path, monk
             assert [job.result(timeout=20) for job in jobs] == [3, 3]
         assert jobs[0].id == jobs[1].id
         assert len(app.thread.call(lambda broker: broker.jobs.search())) == 1
+        check_beside_a_server(app)
 
 
 def test_the_doctor_looks_at_the_store(server: str, namespace: str) -> None:

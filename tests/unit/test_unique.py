@@ -104,6 +104,25 @@ def test_what_waits_behind_it_goes_on(url: str) -> None:
         assert (first.status().state, second.status().state) == ("cancelled", "scheduled")
 
 
+def check_beside_a_server(app: App) -> None:
+    """With a store beside a broker that knows no keys: what is replaced is there, and is not run."""
+
+    @app.task(queue="reports")
+    def report(pages: int) -> int:
+        return pages
+
+    debounced = report.using(unique="until_started", replace=True, idempotency_key="weekly")
+    first, second = debounced.enqueue(1), debounced.enqueue(2)
+    assert (first.status().state, second.status().state) == ("cancelled", "ready")
+    unique = report.using(unique="until_done")
+    one, same, other = unique.enqueue_many([unique.call(3), unique.call(3), unique.call(4)])
+    assert one.id == same.id != other.id
+    with working(app):
+        assert [job.result(timeout=30) for job in (second, one, other)] == [2, 3, 4]
+        assert unique.enqueue(3).id != one.id
+    assert (first.status().state, first.status().started_at) == ("cancelled", None)
+
+
 def test_with_a_store(tmp_path: Path) -> None:
     with App(f"sqlite:///{tmp_path}/a.db") as app:
 

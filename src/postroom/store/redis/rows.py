@@ -11,12 +11,14 @@ import msgspec
 from postroom.broker.redis.link import Link
 from postroom.errors import BrokerUnavailable
 from postroom.message import JobRecord
-from postroom.store.records import COLUMNS, MEMORY, UNCONFIRMED, WAITING, Record, job_record
+from postroom.store.records import COLUMNS, MEMORY, RUNNING, UNCONFIRMED, WAITING, Record, job_record
 
 PAGE = 500
 """Records of one script: the server does nothing else meanwhile."""
 _HEAD = ("confirmed", "copy", "state")
 _COLUMNS = tuple(name for name in COLUMNS if name not in ("confirmed", "state"))
+HELD_BY = (WAITING, RUNNING, *(4 + _COLUMNS.index(name) for name in ("attempt", "expires_at")))
+"""What tells a script whether a record holds its key: states, and places in the rest of it, counted from 1."""
 _TRIES = 100
 
 

@@ -19,7 +19,7 @@ from postroom.message import Message
 from postroom.store.base import Admission, Again, Claim, End, Store
 from postroom.store.records import DEAD, PURGED, SUCCEEDED, WAITING
 from postroom.store.redis.jobs import RedisStoreJobs
-from postroom.store.redis.rows import PAGE, Place, Row, Rows, encode, forget_text, fresh, mark, place_of
+from postroom.store.redis.rows import HELD_BY, PAGE, Place, Row, Rows, encode, forget_text, fresh, mark, place_of
 from postroom.store.routing import Routes
 from postroom.store.routing import encode as declaration
 
@@ -33,6 +33,8 @@ _KEPT = 3600.0
 
 class RedisStore(Store):
     """``redis://host``, with the options of the broker of that name; keys begin with ``{namespace}:store:``."""
+
+    unique = True
 
     def __init__(self, url: str, *, clock: Clock | None = None) -> None:
         """``clock`` replaces the machine's clock, for tests. Raises ``ConfigurationError``."""
@@ -79,6 +81,18 @@ class RedisStore(Store):
         for start in range(0, len(ids), PAGE):
             page = ids[start : start + PAGE]
             await self._link.run("confirm", mark(), len(page), *page)
+
+    async def replaced(self, ids: Sequence[str]) -> None:
+        now = self.now()
+
+        def cancel(_: Place, row: Row | None) -> Row | None:
+            if row is None or row.record.state != WAITING:
+                return None
+            row.record.cancel_now(now)
+            return row
+
+        places = [Place(job_id, sub) for job_id in ids for sub in await self.subscriptions_of(job_id)]
+        await self.rows.change(places, cancel)
 
     async def withdraw(self, ids: Sequence[str]) -> None:
         await self._link.run("withdraw", f"{WAITING}{SUCCEEDED}", len(ids), *ids)
@@ -173,27 +187,34 @@ class RedisStore(Store):
             page = messages[start : start + PAGE]
             arguments = [part for message in page for part in self._admission(message)]
             told = await self._link.run(
-                "admit", repr(self.now()), len(page), *arguments, version=str(self._routes.version)
+                "admit", repr(self.now()), *HELD_BY, len(page), *arguments, version=str(self._routes.version)
             )
-            for message, verdict, job_id in zip(page, told[::2], told[1::2], strict=True):
+            for message, verdict, job_id, replaces in zip(page, told[::3], told[1::3], told[2::3], strict=True):
                 first = job_id.decode()
                 if verdict == b"x":
                     key = message.idempotency_key
                     conflict = f"idempotency key {key!r} was used for another payload (job {first})"
                     admitted.append(IdempotencyConflict(conflict))
                 else:
-                    admitted.append(Admission(first, publish=verdict == b"1"))
+                    admitted.append(Admission(first, publish=verdict == b"1", replaces=replaces.decode() or None))
         return admitted
 
     def _admission(self, message: Message) -> list[Any]:
         """Its part of the script's arguments."""
-        made: list[Any] = [message.id, "", "", "", ""]
+        made: list[Any] = [message.id, "", "", "", "", "", ""]
         if message.idempotency_key is not None:
             # What two messages under one key must share.
             fingerprint = hashlib.sha256(message.name.encode() + b"\0" + message.body).digest()
             kept = int((message.dedup_window + _KEPT) * 1000)
             place = f"{message.topic}:{message.idempotency_key}"
-            made[1:] = place, fingerprint, repr(message.dedup_window), kept
+            made[1:] = (
+                place,
+                fingerprint,
+                repr(message.dedup_window),
+                kept,
+                message.unique or "",
+                int(message.replace),
+            )
         now, ttl = self.now(), message.result_ttl
         due, expires = max(now, message.not_before or now), message.expires_at
         head = (message.topic, message.name, message.created_at)

@@ -26,20 +26,25 @@ local function insert(id, name, value, forget)
   if forget ~= '' then call('ZADD', root .. 'ends', forget, name .. ':' .. id) end
 end
 
+local function key_of(id)
+  local place = call('HGET', record_of(id), '*')
+  if not place then return nil end
+  local key = root .. 'key:' .. place
+  return call('HGET', key, 'id') == id and key or nil
+end
+
 local function remove(id, name)
   local record = record_of(id)
   call('HDEL', record, name)
   call('ZREM', root .. 'order', name .. ':' .. id)
   call('ZREM', root .. 'order:' .. name, id)
   call('ZREM', root .. 'ends', name .. ':' .. id)
-  if call('HLEN', record) == 1 then call('HDEL', record, '*') end
-end
-
-local function key_of(id)
-  local place = call('HGET', record_of(id), '*')
-  if not place then return nil end
-  local key = root .. 'key:' .. place
-  return call('HGET', key, 'id') == id and key or nil
+  if call('HLEN', record) == 1 then
+    -- Keys held by unique messages have no window: they go with what held them.
+    local key = key_of(id)
+    if key and call('HGET', key, 'until') == 'inf' then call('DEL', key) end
+    call('HDEL', record, '*')
+  end
 end
 
 local function confirm_key(id)
