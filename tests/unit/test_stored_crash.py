@@ -169,11 +169,16 @@ def test_settle(tmp_path: Path, outcome: Any) -> None:
             await consumer.settle([(delivery, outcome) for delivery in deliveries])
 
         alive = await survive(world, at, work)
+        (between,) = await witness.jobs.get(sent.id)
         ran = await handle(witness, lambda _: Ack(b"2"))
         await world.clock.advance(2 * LEASE)
         assert len(ran) <= 1
         (record,) = await witness.jobs.get(sent.id)
         letters = await witness.dead_letters(QUEUE)
+        # What it says never goes back, and a failure that the broker knows of is told, once.
+        assert record.attempt >= between.attempt
+        assert record.failures[: len(between.failures)] == between.failures
+        assert len(record.failures) == (isinstance(outcome, Retry | Dead) and (not ran or record.attempt > 1))
         if ran:
             assert (record.state, record.result, letters) == (JobState.SUCCEEDED, b"2", [])
         elif isinstance(outcome, Dead):
@@ -188,6 +193,37 @@ def test_settle(tmp_path: Path, outcome: Any) -> None:
         return alive
 
     assert every_step(act, tmp_path) >= 8
+
+
+def test_a_retry_that_runs_at_once(tmp_path: Path) -> None:
+    """Another worker may have it before the broker has answered; by then its failure is told."""
+
+    async def act() -> None:
+        world = World(tmp_path)
+        first, second = await started(world), await started(world)
+        sent = message()
+        await first.publish([sent])
+        consumer, other = await first.consume(QUEUE, lease=LEASE), await second.consume(QUEUE, lease=LEASE)
+        (delivery,) = await consumer.receive(1, 0.0)
+        inner = consumer._consumer  # type: ignore[attr-defined]
+        settle, ran = inner.settle, []
+
+        async def settle_slowly(settlements: Any) -> Any:
+            answers = await settle(settlements)
+            ran.extend(await other.receive(1, 5.0))
+            return answers
+
+        inner.settle = settle_slowly
+        assert await consumer.settle([(delivery, Retry(delay=0.0, failure=FAILURE))]) == [None]
+        (record,) = await first.jobs.get(sent.id)
+        assert (record.state, record.attempt, record.failures) == (JobState.RUNNING, 2, (FAILURE,))
+        assert await other.settle([(ran[0], Ack())]) == [None]
+        (record,) = await first.jobs.get(sent.id)
+        assert (record.state, record.attempt, record.failures) == (JobState.SUCCEEDED, 2, (FAILURE,))
+        for broker in (first, second):
+            await broker.close()
+
+    asyncio.run(act())
 
 
 def test_redrive(tmp_path: Path) -> None:

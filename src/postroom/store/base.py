@@ -187,7 +187,11 @@ class Store(ABC):
 
     @abstractmethod
     async def again(self, claims: Sequence[tuple[Claim, Again]]) -> None:
-        """After the broker has taken them back. After a crash before it the record says running for a while."""
+        """With a failure: before the broker takes them back; after a crash here they come again when the lease ends.
+
+        Without: after it has; after a crash before it the record says running for a while. A claim that is no longer
+        the holder's is left alone, so that doing it twice is fine.
+        """
 
     @abstractmethod
     async def redriving(self, subscription: str, ids: Sequence[str]) -> None:

@@ -5,7 +5,9 @@ Broker and store cannot change in one step, so their order decides what a crash 
 * publish: the store first. A crash leaves a record that nobody was promised; never an accepted id without one.
 * an end (ack, dead letter, cancel): the store first. A crash leaves a message that is delivered once more, and
   that the store knows to have ended: the handler does not run again.
-* back to waiting (retry, release): the broker first. A crash leaves a record that says running for a while.
+* a retry: the store first. A crash leaves a failure that is noted, and a message that comes back when its lease ends;
+  a retry without a delay may run before its failure could be noted otherwise.
+* a release: the broker first. A crash leaves a record that says running for a while.
 
 Each publish marks its copy in a header, so that the second copy left by an uncertain publish is known as one.
 """
@@ -13,7 +15,7 @@ Each publish marks its copy in a header, so that the second copy left by an unce
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -241,6 +243,7 @@ class _StoredConsumer(Consumer):
         """In the order that a crash between two steps can be lived with."""
         errors = await self._finish(chosen)
         going = {index: item for index, item in chosen.items() if index not in errors}
+        await self._again(going.values(), Retry)
         told = await self._consumer.settle([(receipt.inner, outcome) for receipt, outcome in going.values()])
         errors |= dict(zip(going, told, strict=True))
         for index, error in errors.items():
@@ -283,12 +286,20 @@ class _StoredConsumer(Consumer):
 
     async def _follow(self, settled: Sequence[tuple[Receipt, Outcome]]) -> None:
         """Tell the store what the broker has done."""
-        back = [(receipt.claim, again) for receipt, outcome in settled if (again := _again(outcome)) is not None]
-        if back:
-            await self._store.again(back)
+        await self._again(settled, Release)
         buried = [receipt.claim for receipt, outcome in settled if isinstance(outcome, Dead)]
         if buried:
             await self._store.buried(buried)
+
+    async def _again(self, items: Iterable[tuple[Receipt, Outcome]], kind: type[Retry | Release]) -> None:
+        """Tell the store which of these wait again by an outcome of that kind."""
+        back = [
+            (receipt.claim, Again(outcome.delay, outcome.failure if isinstance(outcome, Retry) else None))
+            for receipt, outcome in items
+            if isinstance(outcome, Retry | Release) and isinstance(outcome, kind)
+        ]
+        if back:
+            await self._store.again(back)
 
     def _claim(self, delivery: Delivery) -> Claim:
         message, copy = unmarked(delivery.message)
@@ -334,9 +345,3 @@ def _outcome(end: End) -> Outcome:
     if isinstance(end, Buried):
         return Dead(end.failure)
     return Cancel() if isinstance(end, Cancelled) else Ack()
-
-
-def _again(outcome: Outcome) -> Again | None:
-    if isinstance(outcome, Retry):
-        return Again(outcome.delay, outcome.failure)
-    return Again(outcome.delay, None) if isinstance(outcome, Release) else None

@@ -112,7 +112,9 @@ class Record(msgspec.Struct):
         # Deaths are known only from what the broker counted; a retry has told its failure itself.
         lost = range(self.attempt, claim.attempt) if claim.suspect and self.state == RUNNING else ()
         self._remember(Failure(attempt=n, reason="worker_lost", failed_at=now) for n in lost)
-        self.state, self.attempt, self.token, self.started_at = RUNNING, claim.attempt, claim.token, now
+        # A failure is noted before the broker is told, and the broker may not have heard of it.
+        attempt = max(self.attempt, claim.attempt) if self.state == WAITING and not claim.replayed else claim.attempt
+        self.state, self.attempt, self.token, self.started_at = RUNNING, attempt, claim.token, now
         self.copy = self.copy or claim.copy
         self.confirmed, self.buried, self.cancel = True, False, False
         self.result = self.progress = self.finished_at = self.purge_at = None
