@@ -11,6 +11,7 @@ from postroom.broker.postgresql import PostgreSQLBroker
 from postroom.testing.clock import ManualClock
 from postroom.testing.conformance import *  # noqa: F403
 from postroom.testing.harness import Harness
+from postroom.testing.state_machine import run_state_machine
 from tests.servers import private
 
 
@@ -39,3 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def harness(server: Server) -> Harness:
     return PostgreSQLHarness(server)
+
+
+def test_any_sequence_of_operations(server: Server) -> None:
+    run_state_machine(lambda: PostgreSQLHarness(server), max_examples=8, shrink=False)

@@ -95,27 +95,30 @@ BEGIN
 END
 $$;
 
--- Returns what dead or frozen holders had. All of it counts, for nobody can tell what they had started.
+-- Returns what dead or frozen holders had. All of it counts, for nobody can tell what they had started; what was to be
+-- cancelled ends.
 CREATE FUNCTION take_back(the_sub integer, moment float8) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    lines text[];
+    ended tid[];
 BEGIN
-    lines := remember(ARRAY(
-        SELECT m.ctid FROM message m WHERE m.sub = the_sub AND m.lane = 100 AND m.visible_at <= moment AND m.cancel
-            LIMIT 500 FOR UPDATE SKIP LOCKED
-    ), 4, moment);
-    PERFORM advance(the_sub, lines);
-    UPDATE message m SET state = 0, lane = 50 - m.priority, visible_at = 0, due = moment, lease = 0,
-        failed = m.failed + 1, suspect = true, progress = NULL,
-        failures = array_append(m.failures, json_build_object(
-            'attempt', m.failed + 1, 'reason', 'worker_lost',
-            'message', 'its worker died, or froze past its lease, while it had it', 'worker', m.worker,
-            'started_at', m.started_at, 'failed_at', moment
-        )::text)
-    WHERE m.ctid = ANY (ARRAY(
-        SELECT l.ctid FROM message l WHERE l.sub = the_sub AND l.lane = 100 AND l.visible_at <= moment
-            AND NOT l.cancel ORDER BY l.visible_at LIMIT 500 FOR UPDATE SKIP LOCKED
-    ));
+    WITH back AS (
+        UPDATE message m SET state = 0, lane = 50 - m.priority, visible_at = 0, due = moment, lease = 0,
+            failed = m.failed + 1, suspect = true, progress = NULL,
+            failures = array_append(m.failures, json_build_object(
+                'attempt', m.failed + 1, 'reason', 'worker_lost',
+                'message', 'its worker died, or froze past its lease, while it had it', 'worker', m.worker,
+                'started_at', m.started_at, 'failed_at', moment
+            )::text)
+        WHERE m.ctid = ANY (ARRAY(
+            SELECT l.ctid FROM message l WHERE l.sub = the_sub AND l.lane = 100 AND l.visible_at <= moment
+                ORDER BY l.visible_at LIMIT 500 FOR UPDATE SKIP LOCKED
+        ))
+        RETURNING m.ctid, m.cancel
+    )
+    SELECT array_agg(b.ctid) INTO ended FROM back b WHERE b.cancel;
+    IF ended IS NOT NULL THEN
+        PERFORM advance(the_sub, remember(ended, 4, moment));
+    END IF;
 END
 $$;
 
