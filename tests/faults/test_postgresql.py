@@ -15,10 +15,10 @@ import pytest
 from services.base import Server
 
 from postroom import JobState
-from postroom.broker.base import Subscription, Topic
+from postroom.broker.base import Ack, Retry, Subscription, Topic
 from postroom.broker.postgresql import PostgreSQLBroker, link
 from postroom.errors import BrokerUnavailable
-from postroom.message import Message, new_id
+from postroom.message import Failure, Message, new_id
 from tests.faults.processes import Stage, records_of, stage, states, wait_until_done
 from tests.faults.proxy import proxy_to
 from tests.faults.test_kill import producer
@@ -186,6 +186,43 @@ def test_a_lost_answer_makes_no_second_message(server: Server, impatient: None) 
             assert stats.ready == 11, "it was not stored at all: nothing was tested"
             assert await broker.publish(sent) == [item.id for item in sent]
             assert (await direct.stats())[0].ready == 11
+            await broker.close()
+        await direct.close()
+
+    asyncio.run(main())
+
+
+def test_a_lost_answer_to_a_settle(server: Server, impatient: None) -> None:
+    """C5: asked again, after another has taken the message, the server says whose settle it was."""
+
+    async def main() -> None:
+        direct = await connected(server.url)
+        with proxy_to(server.port) as proxy:
+            broker = await connected(server.url.replace(str(server.port), str(proxy.port)))
+            consumer = await broker.consume("q")
+            failure, warm = Failure(attempt=1, reason="error"), False
+            for _ in range(10):
+                await direct.publish([message(), message()])
+                acked, failed = await consumer.receive(2, 5.0)
+                settlements = [(acked, Ack()), (failed, Retry(delay=0.0, failure=failure))]
+                # The first time it is prepared: its answers are several.
+                proxy.lose_replies = int(warm)
+                warm = True
+                try:
+                    await consumer.settle(settlements)
+                except BrokerUnavailable:
+                    break
+                # A hint was lost instead.
+                await direct.purge("q")
+            else:
+                pytest.fail("no settle lost its answer")
+            other = await direct.consume("q")
+            (taken,) = await other.receive(2, 5.0)
+            assert (taken.message.id, taken.attempt) == (failed.message.id, 2)
+            assert await consumer.settle(settlements) == [None, None]
+            (record,) = await direct.jobs.get(failed.message.id)
+            assert (record.state, record.attempt, record.failures) == ("running", 2, (failure,))
+            assert await other.settle([(taken, Ack())]) == [None]
             await broker.close()
         await direct.close()
 
