@@ -73,7 +73,9 @@ BEGIN
     -- What has ended already is no second message. Looked for now, for it may have ended a moment ago.
     DELETE FROM message m USING unnest(ids, subs) AS fresh(id, sub), record r
         WHERE r.id = fresh.id AND r.sub = fresh.sub AND m.id = r.id AND m.sub = r.sub;
-    PERFORM displace(r.id, moment) FROM unnest(replaced) AS r(id);
+    IF replaced <> '{}' THEN
+        PERFORM displace(r.id, moment) FROM unnest(replaced) AS r(id);
+    END IF;
     IF plain IS NOT TRUE THEN
         PERFORM note_unwanted(batch, refused, moment);
     END IF;
