@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from postroom.worker.isolation import Child, ChildLost
+from postroom.worker.isolation import Child, ChildLost, ChildPool
 
 SOURCE = """
 from collections.abc import Iterator
@@ -60,3 +60,21 @@ def test_a_child_that_cannot_import_the_app_is_lost(tmp_path: Path, monkeypatch:
             child.close()
 
     asyncio.run(scenario())
+
+
+def test_a_spare_is_kept_only_where_it_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kept_ready.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    async def started(*, spare: bool) -> int:
+        children = ChildPool("kept_ready", "app", 2, spare=spare)
+        before = len(asyncio.all_tasks())
+        children.prepare()
+        children.prepare()
+        try:
+            return len(asyncio.all_tasks()) - before
+        finally:
+            await children.close()
+
+    assert asyncio.run(started(spare=True)) == 1
+    assert asyncio.run(started(spare=False)) == 0
