@@ -21,16 +21,17 @@ from benchmarks import peers, producing, worker
 from benchmarks.child import Child, run, run_together
 from benchmarks.pulse import rate
 
-PEERS: dict[str, tuple[Callable[..., None], Callable[..., dict[str, Any]]]] = {
-    "pgqueuer": (peers.pgqueuer_enqueue, peers.pgqueuer_drain),
-    "procrastinate": (peers.procrastinate_enqueue, peers.procrastinate_drain),
-    "oban": (peers.oban_enqueue, peers.oban_drain),
+PEERS: dict[str, tuple[Callable[..., None], Callable[..., dict[str, Any]], int]] = {
+    "pgqueuer": (peers.pgqueuer_enqueue, peers.pgqueuer_drain, 1),
+    "procrastinate": (peers.procrastinate_enqueue, peers.procrastinate_drain, 20),
+    "oban": (peers.oban_enqueue, peers.oban_drain, 10),
 }
+"""How each enqueues and drains; and those that take long for a job get one in so many."""
 
 
 @click.command(help=__doc__)
 @click.argument("interpreters", metavar="PYTHON…", nargs=-1)
-@click.option("--jobs", type=click.IntRange(1), default=10_000, show_default=True, help="In each run.")
+@click.option("--jobs", type=click.IntRange(1), default=20_000, show_default=True, help="In each run.")
 @click.option("--runs", type=click.IntRange(1), default=3, show_default=True, help="The median counts.")
 def main(interpreters: tuple[str, ...], jobs: int, runs: int) -> None:
     found = {
@@ -69,7 +70,8 @@ def _ours(url: str, jobs: int, processes: int) -> tuple[float, float]:
 
 
 def _theirs(name: str, python: str, url: str, jobs: int, processes: int, install: bool) -> tuple[float, float]:
-    enqueue, drain = PEERS[name]
+    enqueue, drain, share = PEERS[name]
+    jobs = max(1, jobs // share)
     run(enqueue, python=python, url=url, count=jobs, install=install)
     return _drained([Child(drain, python=python, url=url) for _ in range(processes)], jobs)
 
