@@ -195,17 +195,18 @@ class ChildPool:
         return process
 
     async def _waiting(self) -> Child | None:
-        if not self._idle and self._spare is not None:
+        while True:
+            while self._idle:
+                process = self._idle.pop()
+                if process.is_alive:
+                    return process
+                # It died without work, so no message is to blame.
+                self._discard(process)
+            if self._spare is None:
+                return None
             spare, self._spare = self._spare, None
             started = await spare
             self._idle += [] if started is None else [started]
-        while self._idle:
-            process = self._idle.pop()
-            if process.is_alive:
-                return process
-            # It died without work, so no message is to blame.
-            self._discard(process)
-        return None
 
     async def _prepared(self) -> Child | None:
         try:
