@@ -12,13 +12,16 @@ from postroom.broker.base import Broker
 from postroom.broker.thread import BrokerThread, T
 from postroom.config import RetryPolicy, exponential
 from postroom.context import Context
+from postroom.signals import Snooze
+from postroom.store.outbox.relay import Relay
 from postroom.testing.simulation.bank import Bank
 from postroom.testing.simulation.lane import Lane
 from postroom.testing.simulation.machine import Process
 from postroom.testing.simulation.observed import Observed, Run
 
-LEASE = 3.0
-RETRY = RetryPolicy(max_attempts=5, backoff=exponential(first=0.2, factor=2.0, max=2.0))
+LEASE = 1.5
+RETRY = RetryPolicy(max_attempts=5, backoff=exponential(first=0.1, factor=2.0, max=0.5))
+NAP = 0.1
 
 _compiled: dict[str, dict[str, Any]] = {}
 
@@ -42,6 +45,7 @@ class SimulatedApp(App):
     """An app in a simulated process, with the tasks and subscriptions that every run uses."""
 
     thread_class: ClassVar[type[BrokerThread]] = SimulatedThread
+    relay_class: ClassVar[type[Relay]] = Relay
 
     def __init__(self, process: Process, connect: Callable[[Process], Broker], bank: Bank, observed: Observed) -> None:
         self.process = process
@@ -62,9 +66,14 @@ class SimulatedApp(App):
         self.task(name="slow", queue="payments", **common)(self._slow)
         self.task(name="ordered", queue="ordered", ordered=True, **common)(self._ordered)
         self.task(name="flaky", queue="work", **common)(self._flaky)
-        self.task(name="poison", queue="work", **common)(self._poison)
+        self.task(name="poison", queue="broken", **common)(self._poison)
+        self.task(name="brief", queue="payments", **common)(self._brief)
+        self.task(name="sleepy", queue="work", **common)(self._sleepy)
+        self.task(name="single", queue="work", **common)(self._single)
+        self.task(name="latest", queue="work", **common)(self._latest)
         self.subscribe("paid", "audit", **common)(self._audit)
         self.subscribe("paid", "mail", **common)(self._mail)
+        self.subscribe("paid", "europe", where={"region": "eu"}, **common)(self._europe)
 
     def _compile(self) -> None:
         """Once for all processes: it takes longer than all the rest of a short life."""
@@ -105,7 +114,25 @@ class SimulatedApp(App):
     async def _poison(self, label: str, ctx: Context) -> None:
         with self._running(label, ctx):
             await asyncio.sleep(0.01)
-            raise RuntimeError("never")
+            if label not in self.observed.mended:
+                raise RuntimeError("never")
+
+    async def _brief(self, label: str, ctx: Context) -> None:
+        with self._running(label, ctx):
+            await asyncio.sleep(0.01)
+
+    async def _sleepy(self, label: str, naps: int, ctx: Context) -> None:
+        with self._running(label, ctx):
+            if sum(run.label == label for run in self.observed.runs) <= naps:
+                raise Snooze(NAP)
+
+    async def _single(self, label: str, ctx: Context) -> None:
+        with self._running(label, ctx):
+            await asyncio.sleep(0.3)
+
+    async def _latest(self, label: str, ctx: Context) -> None:
+        with self._running(label, ctx):
+            await asyncio.sleep(0.1)
 
     async def _audit(self, event: dict[str, str], ctx: Context) -> None:
         with self._running(event["label"], ctx):
@@ -114,6 +141,10 @@ class SimulatedApp(App):
     async def _mail(self, event: dict[str, str], ctx: Context) -> None:
         with self._running(event["label"], ctx):
             await asyncio.sleep(0.3)
+
+    def _europe(self, event: dict[str, str], ctx: Context) -> None:
+        with self._running(event["label"], ctx):
+            assert event["region"] == "eu"
 
     async def _pay(self, label: str, amount: int, ctx: Context) -> None:
         async with self.bank.transaction() as connection:

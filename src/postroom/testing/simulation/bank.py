@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from postroom.store.inbox import create_inbox
-from postroom.store.outbox import create_outbox
+from postroom.store.outbox import TABLE, create_outbox
 
 ACCOUNTS = ("alice", "bob", "carol")
 OPENING = 1_000
@@ -67,6 +67,13 @@ class Bank:
         kept = {label for (label,) in connection.execute("SELECT label FROM intent")}
         connection.close()
         return balances, ledger, kept
+
+    def waiting(self) -> int:
+        """Messages in the outbox."""
+        connection = self._connect()
+        (count,) = connection.execute(f"SELECT count(*) FROM {TABLE}").fetchone()
+        connection.close()
+        return int(count)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None)

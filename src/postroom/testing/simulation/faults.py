@@ -13,7 +13,7 @@ from postroom.testing.simulation.machine import Died
 if TYPE_CHECKING:
     from postroom.testing.simulation.machine import Machine, Process
 
-CALM_AFTER = 8.0
+CALM_AFTER = 4.0
 """Simulated seconds after which nothing goes wrong any more."""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from postroom.broker.base import Outcome
-from postroom.message import DeadLetter, JobRecord, JobState
+from postroom.message import DeadLetter, JobRecord, JobState, Unique
 
 
 @dataclass(kw_only=True)
@@ -19,7 +19,10 @@ class Order:
     subscriptions: tuple[str, ...]
     key: str | None = None
     delay: float = 0.0
+    expires_in: float | None = None
     idempotency_key: str | None = None
+    unique: Unique | None = None
+    replace: bool = False
     joined: bool = False
     """Within a transaction of a database, together with an entry in its ledger."""
     rolled_back: bool = False
@@ -28,6 +31,8 @@ class Order:
     """It is to be cancelled."""
     attempted: bool = False
     given_up: bool = False
+    tried_at: float = 0.0
+    """When it was last attempted."""
     published_at: float | None = None
     """When it was confirmed."""
     ready_at: float = 0.0
@@ -37,6 +42,11 @@ class Order:
     cancelled: str = ""
     """The first answer to its cancellation."""
     cancelled_at: float | None = None
+
+    @property
+    def told(self) -> str:
+        """The label that its handler is told: several orders can be for one message."""
+        return str(self.arguments["label"])
 
     def is_open(self) -> bool:
         """Whether its producer is to publish it, or must try again."""
@@ -71,6 +81,16 @@ class Settled:
     at: float
 
 
+@dataclass(kw_only=True)
+class Redrive:
+    """A person has asked for a dead letter to be handled once more."""
+
+    at: float
+    mended: bool
+    """Whether it can succeed now."""
+    confirmed: bool = False
+
+
 @dataclass
 class Observed:
     """All of it."""
@@ -82,6 +102,10 @@ class Observed:
     """By process: times in which it was frozen, cut off or told to stop."""
     shown: dict[str, list[tuple[float, JobState, int]]] = field(default_factory=lambda: defaultdict(list))
     """By job id: state and attempt, as they were shown to a client."""
+    mended: set[str] = field(default_factory=set)
+    """Labels of what fails no longer."""
+    redriven: dict[tuple[str, str], list[Redrive]] = field(default_factory=lambda: defaultdict(list))
+    """By (id, subscription): when it was asked for."""
     unexpected: list[str] = field(default_factory=list)
     """Errors that nobody should have seen."""
     records: dict[tuple[str, str], JobRecord] = field(default_factory=dict)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sqlite3
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from postroom.errors import JobNotFound, PostroomError
+from msgspec import json
+
+from postroom.errors import BrokerUnavailable, JobNotFound, PostroomError
 from postroom.producer.job import Job
 from postroom.testing.simulation.app import SimulatedApp
-from postroom.testing.simulation.observed import Order
+from postroom.testing.simulation.observed import Order, Redrive
 from postroom.worker.process import Worker, WorkerOptions
 from postroom.worker.threads import ThreadPool
 
 GRACE = 1.0
+BROKEN = "broken"
+"""The queue of what fails until somebody mends it."""
 _CONCURRENCY = 4
 _WATCHED = 4
 """Jobs that the client looks at, again and again."""
 _PAUSE = 0.4
+_RELAY_PAUSE = 0.1
 
 
 class SimulatedWorker(Worker):
@@ -37,9 +43,9 @@ class _Steps(ThreadPool):
         """There are none."""
 
 
-async def work(app: SimulatedApp) -> None:
+async def work(app: SimulatedApp, queues: Sequence[str]) -> None:
     """A worker process, until SIGTERM."""
-    await SimulatedWorker(app, WorkerOptions(concurrency=_CONCURRENCY, grace=GRACE)).run()
+    await SimulatedWorker(app, WorkerOptions(concurrency=_CONCURRENCY, grace=GRACE, queues=queues)).run()
     await app.thread.acall(lambda broker: broker.close())
 
 
@@ -49,7 +55,8 @@ async def produce(app: SimulatedApp, orders: Sequence[Order], random: Random) ->
         while order.is_open():
             await asyncio.sleep(random.random() * _PAUSE)
             order.attempted = True
-            order.ready_at = app.process.machine.monotonic + order.delay
+            order.tried_at = app.process.machine.monotonic
+            order.ready_at = order.tried_at + order.delay
             try:
                 await _publish(app, order)
             except (PostroomError, sqlite3.Error) as error:
@@ -77,11 +84,14 @@ async def _enqueue(app: SimulatedApp, order: Order, transaction: object = None) 
         "key": order.key,
         "idempotency_key": order.idempotency_key,
         "delay": order.delay or None,
+        "expires_in": order.expires_in,
         "transaction": transaction,
     }
     if order.task == "paid":
-        return await app.topics["paid"].using(**options).apublish(order.arguments)  # type: ignore[arg-type]
-    return await app.tasks[order.task].using(**options).aenqueue(**order.arguments)  # type: ignore[arg-type]
+        headers = {"region": order.arguments["region"]}
+        return await app.topics["paid"].using(headers=headers, **options).apublish(order.arguments)  # type: ignore[arg-type]
+    task = app.tasks[order.task].using(unique=order.unique, replace=order.replace, **options)  # type: ignore[arg-type]
+    return await task.aenqueue(**order.arguments)
 
 
 def _note(app: SimulatedApp, order: Order, job: Job[Any]) -> None:
@@ -120,3 +130,45 @@ async def look(app: SimulatedApp, orders: Sequence[Order], random: Random) -> No
                     continue
                 order.cancelled, order.cancelled_at = answer, machine.monotonic
                 machine.note(app.process, f"cancel of {order.label}: {answer}")
+
+
+async def mend(app: SimulatedApp, random: Random) -> None:
+    """A person: looks for dead letters of broken handlers, mends some of these, and redrives."""
+    machine, observed = app.process.machine, app.observed
+    letters = app.dead_letters(BROKEN)
+    while not machine.faults.calm:
+        await asyncio.sleep(random.random() * 2 * _PAUSE)
+        try:
+            dead = [letter.message for letter in await letters.alist()]
+            chosen = [message for message in dead if random.random() < 0.5]
+            labels = {message.id: str(json.decode(message.body)["label"]) for message in chosen}
+            observed.mended.update(label for label in labels.values() if random.random() < 0.5)
+            asked = [Redrive(at=machine.monotonic, mended=label in observed.mended) for label in labels.values()]
+            for id, redrive in zip(labels, asked, strict=True):
+                observed.redriven[id, BROKEN].append(redrive)
+            if chosen and await letters.aredrive(list(labels)) == len(chosen):
+                machine.note(app.process, f"redrove {', '.join(labels.values())}")
+                for redrive in asked:
+                    redrive.confirmed = True
+        except PostroomError as error:
+            machine.note(app.process, f"no redrive: {error}")
+    await app.thread.acall(lambda broker: broker.close())
+
+
+async def relay(app: SimulatedApp, url: str) -> None:
+    """A relay of the outbox at ``url``, as ``Relay.run`` does it: a turn is one step, but for statements and sends."""
+    machine = app.process.machine
+    stopping = asyncio.Event()
+    app.process.main.add_signal_handler(signal.SIGTERM, stopping.set)
+    made = app.relay_class(url, lambda messages: machine.wait(app.outlet.submit(messages)))
+    while not stopping.is_set():
+        try:
+            sent = made.run_once()
+        except BrokerUnavailable as error:
+            machine.note(app.process, f"cannot send: {error}")
+        else:
+            if sent:
+                machine.note(app.process, f"sent {sent}")
+        await asyncio.sleep(_RELAY_PAUSE)
+    made.close()
+    await app.thread.acall(lambda broker: broker.close())

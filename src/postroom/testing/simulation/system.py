@@ -19,6 +19,8 @@ from unittest import mock
 
 from postroom import message
 from postroom.broker.sqlite import SQLiteBroker, holders
+from postroom.store.outbox import relay
+from postroom.testing.simulation.app import LEASE
 from postroom.testing.simulation.machine import Machine
 from postroom.testing.simulation.sql import Connection
 
@@ -59,7 +61,7 @@ def _replacements(machine: Machine, entropy: Random) -> list[tuple[Any, str, Any
     def connect(*args: Any, **options: Any) -> sqlite3.Connection:
         return _open(machine, *args, **options)
 
-    found: list[tuple[Any, str, Callable[..., Any] | SimpleNamespace]] = [
+    found: list[tuple[Any, str, Any]] = [
         (time, "time", lambda: machine.wall),
         (time, "time_ns", lambda: int(machine.wall * 1e9)),
         (time, "monotonic", lambda: machine.monotonic),
@@ -68,6 +70,7 @@ def _replacements(machine: Machine, entropy: Random) -> list[tuple[Any, str, Any
         (sqlite3, "connect", connect),
         (sqlite3.dbapi2, "connect", connect),
     ]
+    found += [(relay, "LEASE", LEASE), (relay, "_RENEW", LEASE / 3)]
     if hasattr(time, "clock_gettime"):
         # The one clock that is asked for so is the monotonic one.
         found.append((time, "clock_gettime", lambda _: machine.monotonic))

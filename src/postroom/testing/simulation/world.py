@@ -52,13 +52,11 @@ class Setting(NamedTuple):
 
     app: type[SimulatedApp] = SimulatedApp
     broker: Callable[[Broker], Broker] = lambda sound: sound
-    orders: Callable[[Random, Kind], list[list[Order]]] = lambda random, kind: plan.orders(
-        random, joined=kind == "sqlite"
-    )
+    orders: Callable[[Random], list[list[Order]]] = plan.orders
     """One list a producer."""
     faults: Faults | None = None
     """``None``: drawn from the seed."""
-    workers: int = 3
+    workers: int = 2
     calm_after: float = CALM_AFTER
 
 
@@ -87,8 +85,13 @@ class World:
         self._machine = Machine(self._seed, trace, self._faults, max_steps=_MAX_STEPS)
         self._faults.machine = self._machine
         self._random = Random(f"{self._seed}/world")
-        self._bank = Bank(folder / ("postroom.db" if kind == "sqlite" else "bank.db"))
-        self._orders = setting.orders(Random(f"{self._seed}/plan"), kind)
+        self._orders = setting.orders(Random(f"{self._seed}/plan"))
+        every = [order for orders in self._orders for order in orders]
+        self._queues = sorted({name for order in every for name in order.subscriptions})
+        # In the broker's own file a transaction publishes by itself; elsewhere it needs an outbox.
+        beside = kind == "memory" or self._random.random() < 0.3
+        self._relays = 2 if beside and any(order.joined for order in every) else 0
+        self._bank = Bank(folder / ("bank.db" if beside else "postroom.db"))
         self._observed = Observed()
         self._alive: list[Process] = []
         self._finished: set[Process] = set()
@@ -115,24 +118,24 @@ class World:
         app = self._setting.app(director, self._connect, self._bank, self._observed)
         await app.aconnect()
         self._bank.create()
-        every = list({order.label: order for orders in self._orders for order in orders}.values())
+        every = [order for orders in self._orders for order in orders]
         self._observed.orders = {order.label: order for order in every}
+        keep, draw = partial(self._keep, director), lambda: Random(self._random.random())
         producers = [
-            self._keep(
-                director,
-                f"producer{number}",
-                partial(programs.produce, orders=orders, random=Random(self._random.random())),
-            )
+            keep(f"producer{number}", partial(programs.produce, orders=orders, random=draw()), ends=True)
             for number, orders in enumerate(self._orders, 1)
+            if orders
         ]
-        workers = [
-            self._keep(director, f"worker{number}", programs.work) for number in range(1, self._setting.workers + 1)
-        ]
-        looking = partial(programs.look, orders=every, random=Random(self._random.random()))
-        client = self._keep(director, "client", looking)
+        workers = range(1, self._setting.workers + 1)
+        others = [keep(f"worker{number}", partial(programs.work, queues=self._queues)) for number in workers]
+        others.append(keep("client", partial(programs.look, orders=every, random=draw())))
+        if programs.BROKEN in self._queues:
+            others.append(keep("operator", partial(programs.mend, random=draw()), ends=True))
+        url = f"sqlite:///{self._bank.path}"
+        others += [keep(f"relay{number}", partial(programs.relay, url=url)) for number in range(1, self._relays + 1)]
         await asyncio.sleep(self._setting.calm_after)
         self._calm_down()
-        await self._finish(app, producers, [*workers, client])
+        await self._finish(app, producers, others)
         await self._collect(app)
 
     def _calm_down(self) -> None:
@@ -148,7 +151,7 @@ class World:
         if late:
             self._observed.unexpected.append("a producer does not get rid of its messages")
         deadline = self._machine.monotonic + _PATIENCE
-        while (left := [stats for stats in await app.astats() if stats.ready + stats.delayed + stats.running]) != []:
+        while left := await self._left(app):
             if self._machine.monotonic > deadline:
                 self._observed.unexpected.append(f"not handled within {_PATIENCE:.0f} s: {left}")
                 break
@@ -159,6 +162,13 @@ class World:
         _, late = await asyncio.wait(others, timeout=3 * programs.GRACE)
         if late:
             self._observed.unexpected.append(f"do not stop: {[process.name for process in self._alive]}")
+
+    async def _left(self, app: SimulatedApp) -> list[object]:
+        """What waits in an outbox, or is not handled."""
+        # In this order: what has left the one is seen in the other.
+        waiting = self._bank.waiting()
+        stats = [stats for stats in await app.astats() if stats.ready + stats.delayed + stats.running]
+        return [*stats, *([f"{waiting} in the outbox"] if waiting else [])]
 
     async def _collect(self, app: SimulatedApp) -> None:
         observed = self._observed
@@ -173,11 +183,11 @@ class World:
         await app.thread.acall(read)
         observed.balances, observed.ledger, observed.kept = self._bank.read()
 
-    def _keep(self, director: Process, name: str, program: Program) -> asyncio.Task[None]:
-        """Run ``program`` in a process, and in another one when that has died."""
-        return director.main.create_task(self._keep_alive(director, name, program))
+    def _keep(self, director: Process, name: str, program: Program, *, ends: bool = False) -> asyncio.Task[None]:
+        """Run ``program`` in a process, and in another one when that has died. ``ends``: it may end by itself."""
+        return director.main.create_task(self._keep_alive(director, name, program, ends))
 
-    async def _keep_alive(self, director: Process, name: str, program: Program) -> None:
+    async def _keep_alive(self, director: Process, name: str, program: Program, ends: bool) -> None:
         life, done = 0, False
         while not done and not self._stopping:
             life += 1
@@ -188,7 +198,8 @@ class World:
             process.main.create_task(self._live(process, program))
             await ended.wait()
             self._alive.remove(process)
-            done = program is not programs.work and process in self._finished
+            # A worker or a relay that was told to stop, is started anew.
+            done = ends and process in self._finished
             await asyncio.sleep(self._random.random())
 
     def _mourn(self, director: Process, process: Process, ended: asyncio.Event) -> None:
