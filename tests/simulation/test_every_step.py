@@ -10,12 +10,12 @@ import pytest
 from postroom.testing.simulation.bank import ACCOUNTS, OPENING
 from postroom.testing.simulation.faults import DeathAt
 from postroom.testing.simulation.observed import Order
-from postroom.testing.simulation.world import Kind, Outcome, Setting, simulate
+from postroom.testing.simulation.world import Outcome, Setting, simulate
 
 AMOUNT = 7
 
 
-def orders(random: Random, kind: Kind) -> list[list[Order]]:
+def orders(random: Random) -> list[list[Order]]:
     pay = {"label": "pay", "amount": AMOUNT}
     return [[Order(label="pay", task="transfer", subscriptions=("payments",), arguments=pay)]]
 

@@ -12,8 +12,8 @@ from postroom.testing.simulation.hunt import hunt
 from postroom.testing.simulation.plants import PLANTS
 from postroom.testing.simulation.world import Kind, simulate
 
-SEEDS: dict[Kind, range] = {"memory": range(0, 120), "sqlite": range(0, 50)}
-WITHIN = 60
+SEEDS: dict[Kind, range] = {"memory": range(0, 1_500), "sqlite": range(0, 500)}
+WITHIN = 100
 """Seeds within which each planted bug must be found."""
 
 

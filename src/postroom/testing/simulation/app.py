@@ -13,7 +13,6 @@ from postroom.broker.thread import BrokerThread, T
 from postroom.config import RetryPolicy, exponential
 from postroom.context import Context
 from postroom.signals import Snooze
-from postroom.store.outbox.relay import Relay
 from postroom.testing.simulation.bank import Bank
 from postroom.testing.simulation.lane import Lane
 from postroom.testing.simulation.machine import Process
@@ -45,7 +44,6 @@ class SimulatedApp(App):
     """An app in a simulated process, with the tasks and subscriptions that every run uses."""
 
     thread_class: ClassVar[type[BrokerThread]] = SimulatedThread
-    relay_class: ClassVar[type[Relay]] = Relay
 
     def __init__(self, process: Process, connect: Callable[[Process], Broker], bank: Bank, observed: Observed) -> None:
         self.process = process
@@ -171,6 +169,7 @@ class SimulatedApp(App):
             started=machine.monotonic,
         )
         self.observed.runs.append(run)
+        machine.faults.expose(process)
         try:
             yield
         finally:

@@ -48,5 +48,6 @@ class Judge:
 
     def redriven_between(self, run: Run, later: Run) -> bool:
         return any(
-            run.started <= redrive.at <= later.started for redrive in self.seen.redriven.get((run.id, run.subscription), ())
+            run.started <= redrive.at <= later.started
+            for redrive in self.seen.redriven.get((run.id, run.subscription), ())
         )

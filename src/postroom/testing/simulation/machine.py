@@ -50,8 +50,8 @@ class Process:
         self.frozen_until = 0.0
         self.mortal = True
         """Whether faults may strike it."""
-        self.started_at = machine.monotonic
-        self.died_at: float | None = None
+        self.exposed = 0
+        """Steps for which faults are more probable."""
         self.troubles: list[tuple[float, float]] = []
         """Times in which it was frozen, cut off or told to stop."""
         self.closers: list[Callable[[], None]] = []
@@ -116,7 +116,6 @@ class Machine:
             return
         self.note(process, why)
         process.dead = True
-        process.died_at = self.monotonic
         self.lanes = [lane for lane in self.lanes if lane.process is not process]
         with self._as(process):
             for close in reversed(process.closers):

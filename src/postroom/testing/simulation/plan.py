@@ -8,13 +8,14 @@ from random import Random
 from postroom.testing.simulation.observed import Order
 
 PRODUCERS = 2
-_STORIES_A_RUN = 2
-"""Few, for what is not used costs steps: more worlds find more than bigger ones."""
+_MORE_STORIES = (1, 1, 2)
+"""Few, for each costs steps: more worlds find more than bigger ones."""
 
 
 def orders(random: Random) -> list[list[Order]]:
     """One list a producer."""
-    found = [order for name in random.sample(sorted(STORIES), _STORIES_A_RUN) for order in STORIES[name](random)]
+    chosen = [_payments, *random.sample(list(STORIES.values()), random.choice(_MORE_STORIES))]
+    found = [order for story in chosen for order in story(random)]
     producers: list[list[Order]] = [[] for _ in range(PRODUCERS)]
     by_key: dict[str, list[Order]] = {}
     for order in found:
@@ -113,7 +114,8 @@ def _debounced(random: Random) -> Iterator[Order]:
 def _expiring(random: Random) -> Iterator[Order]:
     """Some are too late before somebody has time for them."""
     for number in range(random.randint(2, 4)):
-        yield _order(f"brief-{number}", "brief", expires_in=random.choice([0.05, 0.5, 2.0]))
+        delay, expires_in = random.choice([(0.0, 0.05), (0.0, 0.5), (0.0, 2.0), (2.5, 0.5)])
+        yield _order(f"brief-{number}", "brief", delay=delay, expires_in=expires_in)
     yield _paying(random, "hog", "slow")
 
 
@@ -124,7 +126,6 @@ def _snoozed(random: Random) -> Iterator[Order]:
 
 
 STORIES: dict[str, Callable[[Random], Iterator[Order]]] = {
-    "payments": _payments,
     "later": _later,
     "slow": _slow,
     "ordered": _ordered,

@@ -13,6 +13,7 @@ from msgspec import json
 
 from postroom.errors import BrokerUnavailable, JobNotFound, PostroomError
 from postroom.producer.job import Job
+from postroom.store.outbox.relay import Relay
 from postroom.testing.simulation.app import SimulatedApp
 from postroom.testing.simulation.observed import Order, Redrive
 from postroom.worker.process import Worker, WorkerOptions
@@ -22,7 +23,7 @@ GRACE = 1.0
 BROKEN = "broken"
 """The queue of what fails until somebody mends it."""
 _CONCURRENCY = 4
-_WATCHED = 4
+_WATCHED = 2
 """Jobs that the client looks at, again and again."""
 _PAUSE = 0.4
 _RELAY_PAUSE = 0.1
@@ -155,12 +156,12 @@ async def mend(app: SimulatedApp, random: Random) -> None:
     await app.thread.acall(lambda broker: broker.close())
 
 
-async def relay(app: SimulatedApp, url: str) -> None:
+async def relay(app: SimulatedApp, relay_class: type[Relay], url: str) -> None:
     """A relay of the outbox at ``url``, as ``Relay.run`` does it: a turn is one step, but for statements and sends."""
     machine = app.process.machine
     stopping = asyncio.Event()
     app.process.main.add_signal_handler(signal.SIGTERM, stopping.set)
-    made = app.relay_class(url, lambda messages: machine.wait(app.outlet.submit(messages)))
+    made = relay_class(url, lambda messages: machine.wait(app.outlet.submit(messages)))
     while not stopping.is_set():
         try:
             sent = made.run_once()

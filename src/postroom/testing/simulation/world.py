@@ -16,6 +16,7 @@ from postroom.broker.base import Broker
 from postroom.broker.memory import MemoryBroker, forget
 from postroom.broker.sqlite import SQLiteBroker
 from postroom.errors import BrokerUnavailable
+from postroom.store.outbox.relay import Relay
 from postroom.testing.simulation import faults, plan, programs, system
 from postroom.testing.simulation.app import LEASE, SimulatedApp
 from postroom.testing.simulation.bank import Bank
@@ -54,6 +55,7 @@ class Setting(NamedTuple):
     broker: Callable[[Broker], Broker] = lambda sound: sound
     orders: Callable[[Random], list[list[Order]]] = plan.orders
     """One list a producer."""
+    relay: type[Relay] = Relay
     faults: Faults | None = None
     """``None``: drawn from the seed."""
     workers: int = 2
@@ -120,19 +122,19 @@ class World:
         self._bank.create()
         every = [order for orders in self._orders for order in orders]
         self._observed.orders = {order.label: order for order in every}
-        keep, draw = partial(self._keep, director), lambda: Random(self._random.random())
+        keep = partial(self._keep, director)
         producers = [
-            keep(f"producer{number}", partial(programs.produce, orders=orders, random=draw()), ends=True)
+            keep(f"producer{number}", partial(programs.produce, orders=orders, random=self._draw()), ends=True)
             for number, orders in enumerate(self._orders, 1)
             if orders
         ]
         workers = range(1, self._setting.workers + 1)
         others = [keep(f"worker{number}", partial(programs.work, queues=self._queues)) for number in workers]
-        others.append(keep("client", partial(programs.look, orders=every, random=draw())))
+        others.append(keep("client", partial(programs.look, orders=every, random=self._draw())))
         if programs.BROKEN in self._queues:
-            others.append(keep("operator", partial(programs.mend, random=draw()), ends=True))
-        url = f"sqlite:///{self._bank.path}"
-        others += [keep(f"relay{number}", partial(programs.relay, url=url)) for number in range(1, self._relays + 1)]
+            others.append(keep("operator", partial(programs.mend, random=self._draw()), ends=True))
+        relay = partial(programs.relay, relay_class=self._setting.relay, url=f"sqlite:///{self._bank.path}")
+        others += [keep(f"relay{number}", relay) for number in range(1, self._relays + 1)]
         await asyncio.sleep(self._setting.calm_after)
         self._calm_down()
         await self._finish(app, producers, others)
@@ -201,6 +203,9 @@ class World:
             # A worker or a relay that was told to stop, is started anew.
             done = ends and process in self._finished
             await asyncio.sleep(self._random.random())
+
+    def _draw(self) -> Random:
+        return Random(self._random.random())
 
     def _mourn(self, director: Process, process: Process, ended: asyncio.Event) -> None:
         self._observed.ended(process.name, self._machine.monotonic)
