@@ -29,21 +29,30 @@ def _seeds(context: click.Context, option: click.Parameter, text: str | None) ->
 @click.option("--seeds", callback=_seeds, metavar="FIRST:END", help="Many seeds, as 0:500.")
 @click.option("--trace", is_flag=True, help="Print every step of --seed.")
 @click.option("--plant", type=click.Choice(sorted(PLANTS)), help="Plant a bug that is to be found.")
+@click.option("--places", is_flag=True, help="Tell where each kind of fault struck in --seeds.")
 @click.option("--processes", type=click.IntRange(min=1), default=os.cpu_count() or 1, help="Default: one a core.")
-def main(broker: Kind, seed: int | None, seeds: range | None, trace: bool, plant: str | None, processes: int) -> None:
+def main(
+    broker: Kind, seed: int | None, seeds: range | None, trace: bool, plant: str | None, places: bool, processes: int
+) -> None:
     """Run simulated worlds. Exit code 1 if a promise was broken in one of them."""
     if (seed is None) == (seeds is None) or (trace and seed is None):
         raise click.UsageError("give either --seed N, with --trace or without, or --seeds FIRST:END")
     if seed is not None:
         sys.exit(_replay(seed, broker, plant, trace))
     assert seeds is not None
-    failed, steps, faults = 0, 0, Counter[str]()
+    failed, steps, faults = 0, 0, Counter[tuple[str, str]]()
     for finding in hunt(seeds, broker, plant, processes=processes):
         steps, faults = steps + finding.steps, faults + finding.faults
         if finding.violations:
             failed += 1
             click.echo(f"{finding}\n")
-    told = ", ".join(f"{count:,} × {name}" for name, count in faults.most_common())
+    if places:
+        for (place, kind), count in sorted(faults.items()):
+            click.echo(f"{count:7,} × {kind} at {place}")
+    kinds = Counter[str]()
+    for (_, kind), count in faults.items():
+        kinds[kind] += count
+    told = ", ".join(f"{count:,} × {kind}" for kind, count in kinds.most_common())
     click.echo(f"{len(seeds):,} seeds on {broker}, {failed} failed; {steps:,} steps; faults: {told or 'none'}")
     sys.exit(1 if failed else 0)
 

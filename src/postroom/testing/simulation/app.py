@@ -15,7 +15,7 @@ from postroom.context import Context
 from postroom.signals import Snooze
 from postroom.testing.simulation.bank import Bank
 from postroom.testing.simulation.lane import Lane
-from postroom.testing.simulation.machine import Process
+from postroom.testing.simulation.machine import Died, Process
 from postroom.testing.simulation.observed import Observed, Run
 
 LEASE = 1.5
@@ -44,6 +44,8 @@ class SimulatedApp(App):
     """An app in a simulated process, with the tasks and subscriptions that every run uses."""
 
     thread_class: ClassVar[type[BrokerThread]] = SimulatedThread
+    has_children: ClassVar[bool] = True
+    """Whether its workers run suspects apart."""
 
     def __init__(self, process: Process, connect: Callable[[Process], Broker], bank: Bank, observed: Observed) -> None:
         self.process = process
@@ -53,6 +55,10 @@ class SimulatedApp(App):
         super().__init__("memory://")
         self._define()
         self._compile()
+
+    def made_for(self, process: Process) -> SimulatedApp:
+        """The same app, imported by another process."""
+        return type(self)(process, self._connect, self.bank, self.observed)
 
     def make_broker(self) -> Broker:
         return self._connect(self.process)
@@ -65,6 +71,8 @@ class SimulatedApp(App):
         self.task(name="ordered", queue="ordered", ordered=True, **common)(self._ordered)
         self.task(name="flaky", queue="work", **common)(self._flaky)
         self.task(name="poison", queue="broken", **common)(self._poison)
+        self.task(name="killer", queue="payments", **common)(self._killer)
+        self.task(name="apart", queue="payments", isolation="process", **common)(self._transfer)
         self.task(name="brief", queue="payments", **common)(self._brief)
         self.task(name="sleepy", queue="work", **common)(self._sleepy)
         self.task(name="single", queue="work", **common)(self._single)
@@ -114,6 +122,12 @@ class SimulatedApp(App):
             await asyncio.sleep(0.01)
             if label not in self.observed.mended:
                 raise RuntimeError("never")
+
+    async def _killer(self, label: str, ctx: Context) -> None:
+        with self._running(label, ctx):
+            await asyncio.sleep(0.02)
+            self.process.machine.kill(self.process, f"is killed by {label}")
+            raise Died
 
     async def _brief(self, label: str, ctx: Context) -> None:
         with self._running(label, ctx):

@@ -42,7 +42,7 @@ _MORE = 6.0
 """How many times more probable faults are in these: between two effects is where they hurt."""
 
 _SCALE = Rates(
-    death=1 / 400, freeze=1 / 800, stop=1 / 1500, disk=1 / 500, refused=1 / 40, unknown=1 / 40, jump=1 / 1500
+    death=1 / 400, freeze=1 / 800, stop=1 / 1500, disk=1 / 150, refused=1 / 40, unknown=1 / 40, jump=1 / 1500
 )
 
 
@@ -67,7 +67,8 @@ class Faults:
         self._left = limit
         self.machine: Machine
         self.calm = False
-        self.seen: Counter[str] = Counter()
+        self.seen: Counter[tuple[str, str]] = Counter()
+        """(place, kind) of those that struck."""
 
     def before_step(self, process: Process) -> bool:
         """Whether the process can no longer take its step: it lost its turn to a fault."""
@@ -81,7 +82,7 @@ class Faults:
         (kind,) = self._random.choices(
             ("death", "freeze", "stop", "jump"), (rates.death, rates.freeze, rates.stop, rates.jump)
         )
-        self._count(kind)
+        self._count(f"step of a {process.role}", kind)
         if kind == "death":
             self.machine.kill(process)
         elif kind == "freeze":
@@ -95,10 +96,10 @@ class Faults:
         return True
 
     def before_statement(self, process: Process, sql: str) -> None:
-        if self._happens(self._rates.death / 2):
-            self._die(process, f"dies before {_short(sql)}")
+        if self._happens(self._rates.death * 2):
+            self._die(process, "before", sql)
         if not sql.startswith("ROLLBACK") and self._happens(self._rates.disk):
-            self._count("disk")
+            self._count(_place(process, sql), "disk")
             self._cut_off(process)
             self.machine.note(process, f"the disk fails at {_short(sql)}")
             error = sqlite3.OperationalError("disk I/O error")
@@ -108,8 +109,8 @@ class Faults:
     def after_statement(self, process: Process, sql: str) -> None:
         if sql == "COMMIT":
             self.expose(process)
-        if self._happens(self._rates.death / 2):
-            self._die(process, f"dies after {_short(sql)}")
+        if self._happens(self._rates.death * 2):
+            self._die(process, "after", sql)
 
     def expose(self, process: Process) -> None:
         """Something has just been done that must not be done twice, or must not be all."""
@@ -117,7 +118,7 @@ class Faults:
 
     def before_call(self, process: Process, what: str) -> None:
         if self._happens(self._rates.refused):
-            self._count("refused")
+            self._count(what, "refused")
             self._cut_off(process)
             self.machine.note(process, f"{what} is refused")
             raise BrokerUnavailable(f"simulated: {what} did not reach the broker")
@@ -125,7 +126,7 @@ class Faults:
     def after_call(self, process: Process, what: str) -> None:
         self.expose(process)
         if self._happens(self._rates.unknown):
-            self._count("unknown")
+            self._count(what, "unknown")
             self._cut_off(process)
             self.machine.note(process, f"the answer to {what} is lost")
             raise BrokerUnavailable(f"simulated: the answer to {what} was lost")
@@ -133,18 +134,18 @@ class Faults:
     def _happens(self, rate: float) -> bool:
         return not self.calm and self._left > 0 and rate > 0 and self._random.random() < rate
 
-    def _count(self, kind: str) -> None:
+    def _count(self, place: str, kind: str) -> None:
         self._left -= 1
-        self.seen[kind] += 1
+        self.seen[place, kind] += 1
 
     def _cut_off(self, process: Process) -> None:
         """It may lose leases by this."""
         now = self.machine.monotonic
         process.troubles.append((now, now + 2 * self._lease))
 
-    def _die(self, process: Process, why: str) -> None:
-        self._count("death")
-        self.machine.kill(process, why)
+    def _die(self, process: Process, when: str, sql: str) -> None:
+        self._count(_place(process, sql), f"death {when} it")
+        self.machine.kill(process, f"dies {when} {_short(sql)}")
         raise Died
 
     def _jump(self) -> None:
@@ -165,23 +166,28 @@ class DeathAt(Faults):
 
     def before_step(self, process: Process) -> bool:
         if self._is_here(process):
-            self._count("death")
+            self._count("step of a worker", "death")
             self.machine.kill(process)
         return process.dead
 
     def before_statement(self, process: Process, sql: str) -> None:
         if self._is_here(process):
-            self._die(process, f"dies before {_short(sql)}")
+            self._die(process, "before", sql)
 
     def after_statement(self, process: Process, sql: str) -> None:
         if self._is_here(process):
-            self._die(process, f"dies after {_short(sql)}")
+            self._die(process, "after", sql)
 
     def _is_here(self, process: Process) -> bool:
         if process.name != "worker1.1":
             return False
         self.times.append(self.machine.monotonic)
         return len(self.times) == self._place
+
+
+def _place(process: Process, sql: str) -> str:
+    verb, *_ = sql.split(maxsplit=1)
+    return f"{verb} of a {process.role}"
 
 
 def _short(sql: str) -> str:

@@ -25,7 +25,8 @@ class Finding(NamedTuple):
     violations: list[str]
     tail: list[str]
     """The last lines of the trace, if something was wrong."""
-    faults: Counter[str]
+    faults: Counter[tuple[str, str]]
+    """(place, kind)."""
     steps: int
 
     def __str__(self) -> str:
@@ -44,7 +45,7 @@ def run(seed: int, kind: Kind, plant: str | None = None) -> Finding:
     """One seed."""
     outcome = simulate(seed, kind, setting=PLANTS[plant] if plant else SOUND, keep=SHOWN)
     tail = list(outcome.trace.lines) if outcome.violations else []
-    return Finding(seed, kind, plant, outcome.violations, tail, Counter(outcome.faults), outcome.steps)
+    return Finding(seed, kind, plant, outcome.violations, tail, outcome.faults, outcome.steps)
 
 
 def hunt(seeds: Sequence[int], kind: Kind, plant: str | None = None, *, processes: int = 1) -> Iterator[Finding]:

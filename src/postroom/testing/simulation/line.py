@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from postroom.broker.base import Broker, Consumer, Delivery, Outcome
 from postroom.errors import PostroomError, SettlementError
-from postroom.message import Message, Progress
+from postroom.message import DeadLetter, JobRecord, Message, Progress
 from postroom.store.base import CancelAnswer, JobStore
 from postroom.testing.defects.wrapper import DefectiveBroker, DefectiveConsumer
 from postroom.testing.simulation.machine import Process
@@ -30,6 +30,16 @@ class Line(DefectiveBroker):
     async def consume(self, subscription: str, *, lease: float = 30.0) -> Consumer:
         sound = await self.call("consume", lambda: self.sound.consume(subscription, lease=lease))
         return _LineConsumer(sound, self, self._observed)
+
+    async def dead_letters(
+        self, subscription: str, *, ids: Sequence[str] | None = None, after: str | None = None, limit: int = 100
+    ) -> list[DeadLetter]:
+        return await self.call(
+            "dead_letters", lambda: self.sound.dead_letters(subscription, ids=ids, after=after, limit=limit)
+        )
+
+    async def redrive(self, subscription: str, ids: Sequence[str]) -> list[str]:
+        return await self.call("redrive", lambda: self.sound.redrive(subscription, ids))
 
     @property
     def jobs(self) -> JobStore:
@@ -93,6 +103,9 @@ class _LineJobs:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sound, name)
+
+    async def get(self, job_id: str) -> list[JobRecord]:
+        return await self._line.call("get", lambda: self._sound.get(job_id))
 
     async def cancel(self, job_id: str) -> CancelAnswer:
         return await self._line.call("cancel", lambda: self._sound.cancel(job_id))

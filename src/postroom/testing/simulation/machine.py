@@ -65,6 +65,11 @@ class Process:
         return lane
 
     @property
+    def role(self) -> str:
+        """Its name without numbers."""
+        return self.name.partition(".")[0].rstrip("0123456789")
+
+    @property
     def frozen(self) -> bool:
         return self.frozen_until > self.machine.monotonic
 

@@ -106,6 +106,8 @@ class Observed:
     """Labels of what fails no longer."""
     redriven: dict[tuple[str, str], list[Redrive]] = field(default_factory=lambda: defaultdict(list))
     """By (id, subscription): when it was asked for."""
+    strikes: int = 0
+    """How often something befell a process, apart from what handlers do."""
     unexpected: list[str] = field(default_factory=list)
     """Errors that nobody should have seen."""
     records: dict[tuple[str, str], JobRecord] = field(default_factory=dict)

@@ -76,9 +76,9 @@ def _events(random: Random) -> Iterator[Order]:
 
 def _joined(random: Random) -> Iterator[Order]:
     """In transactions of a database that commit or roll back: the broker's own, or one with an outbox."""
-    for number in range(random.randint(1, 3)):
+    for number in range(random.randint(1, 2)):
         yield _paying(random, f"joined-{number}", "transfer", joined=True, rolled_back=random.random() < 0.3)
-    for number in range(random.randint(1, 4)):
+    for number in range(random.randint(2, 5)):
         yield _paying(
             random, f"in-line-{number}", "ordered", fails=0, joined=True, rolled_back=random.random() < 0.2, key="line"
         )
@@ -125,6 +125,14 @@ def _snoozed(random: Random) -> Iterator[Order]:
         yield _order(f"sleepy-{number}", "sleepy", naps=random.choice([0, 2, 7]))
 
 
+def _killers(random: Random) -> Iterator[Order]:
+    """What kills the process that runs it, among others, of which some run in processes of their own."""
+    for number in range(random.randint(1, 2)):
+        yield _order(f"killer-{number}", "killer")
+    for number in range(random.randint(1, 3)):
+        yield _paying(random, f"apart-{number}", "apart")
+
+
 STORIES: dict[str, Callable[[Random], Iterator[Order]]] = {
     "later": _later,
     "slow": _slow,
@@ -138,12 +146,21 @@ STORIES: dict[str, Callable[[Random], Iterator[Order]]] = {
     "debounced": _debounced,
     "expiring": _expiring,
     "snoozed": _snoozed,
+    "killers": _killers,
 }
 
 _OPTIONS = (
     "key", "delay", "expires_in", "idempotency_key", "unique", "replace", "joined", "rolled_back", "unwanted"
 )  # fmt: skip
-_QUEUES = {"transfer": "payments", "slow": "payments", "brief": "payments", "ordered": "ordered", "poison": "broken"}
+_QUEUES = {
+    "transfer": "payments",
+    "slow": "payments",
+    "brief": "payments",
+    "killer": "payments",
+    "apart": "payments",
+    "ordered": "ordered",
+    "poison": "broken",
+}
 
 
 def _paying(random: Random, label: str, task: str, **more: object) -> Order:

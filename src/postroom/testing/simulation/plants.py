@@ -33,6 +33,12 @@ class _MarksNothing(SimulatedApp):
         """Duplicates are not told from the first."""
 
 
+class _NoSuspects(SimulatedApp):
+    """What may kill its process is run among the others."""
+
+    has_children = False
+
+
 class _RemovesFirst(Relay):
     """What it does not come to send is gone."""
 
@@ -100,6 +106,7 @@ PLANTS: dict[str, Setting] = {
     "no-start-notes": Setting(broker=delivering.ForgetsDeaths),
     "mark-before-effect": Setting(app=_MarksFirst),
     "no-mark": Setting(app=_MarksNothing),
+    "suspects-among-others": Setting(app=_NoSuspects),
     "relay-removes-first": Setting(relay=_RemovesFirst),
     "relay-renames": Setting(relay=_Renames),
     "relay-backwards": Setting(relay=_SendsBackwards),

@@ -15,7 +15,9 @@ from postroom.errors import BrokerUnavailable, JobNotFound, PostroomError
 from postroom.producer.job import Job
 from postroom.store.outbox.relay import Relay
 from postroom.testing.simulation.app import SimulatedApp
+from postroom.testing.simulation.child import SimulatedChildren
 from postroom.testing.simulation.observed import Order, Redrive
+from postroom.worker.isolation import ChildPool
 from postroom.worker.process import Worker, WorkerOptions
 from postroom.worker.threads import ThreadPool
 
@@ -26,14 +28,19 @@ _CONCURRENCY = 4
 _WATCHED = 2
 """Jobs that the client looks at, again and again."""
 _PAUSE = 0.4
-_RELAY_PAUSE = 0.1
+_RELAY_PAUSE = 0.4
 
 
 class SimulatedWorker(Worker):
-    """Sync handlers run as one step each."""
+    """Sync handlers run as one step each, children are simulated."""
+
+    _app: SimulatedApp
 
     def _make_threads(self) -> ThreadPool:
         return _Steps(_CONCURRENCY)
+
+    def _children(self, names: Sequence[str]) -> ChildPool | None:
+        return SimulatedChildren(self._app) if self._app.has_children else None
 
 
 class _Steps(ThreadPool):

@@ -119,7 +119,8 @@ def _rounds(failures: tuple[Failure, ...] | list[Failure]) -> list[list[Failure]
 
 
 def _innocent(judge: Judge) -> Iterator[str]:
-    """What succeeds when it is let, dies only with its workers, or of a database that fails."""
+    """C7: what succeeds when it is let, dies only of faults; a killer takes it along once, as nobody knows him yet."""
+    killers = sum(order.task == "killer" for order in judge.seen.orders.values())
     for order in judge.seen.orders.values():
         if order.task in ("poison", "killer"):
             continue
@@ -128,6 +129,9 @@ def _innocent(judge: Judge) -> Iterator[str]:
                 others = [failure for failure in record.failures if not _excused(failure, order)]
                 if record.state is JobState.DEAD and others:
                     yield f"{order.label} is dead in {subscription}: {others[0].reason} {others[0].message}"
+                lost = sum(failure.reason == "worker_lost" for failure in record.failures)
+                if lost > killers + judge.seen.strikes:
+                    yield f"{order.label} was lost {lost} times in {subscription}"
 
 
 def _excused(failure: Failure, order: Order) -> bool:

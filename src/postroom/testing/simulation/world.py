@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -42,7 +43,8 @@ class Outcome(NamedTuple):
     violations: list[str]
     observed: Observed
     trace: Trace
-    faults: dict[str, int]
+    faults: Counter[tuple[str, str]]
+    """(place, kind)."""
     steps: int
     seconds: float
     """Simulated."""
@@ -113,8 +115,11 @@ class World:
                 forget(self._url())
         observed.unexpected += machine.complaints
         observed.troubles = {process.name: process.troubles for process in machine.everyone}
-        found = violations(observed, shared_file=self._kind == "sqlite", clock_was_set="jump" in self._faults.seen)
-        return Outcome(found, observed, machine.trace, dict(self._faults.seen), machine.steps, machine.monotonic)
+        faults = self._faults.seen
+        observed.strikes = faults.total()
+        clock_was_set = any(kind == "jump" for _, kind in faults)
+        found = violations(observed, shared_file=self._kind == "sqlite", clock_was_set=clock_was_set)
+        return Outcome(found, observed, machine.trace, faults, machine.steps, machine.monotonic)
 
     async def _direct(self, director: Process) -> None:
         app = self._setting.app(director, self._connect, self._bank, self._observed)
