@@ -40,9 +40,11 @@ _EXPOSED = 8
 """Steps of a process after it has committed something, called the broker or begun a handler."""
 _MORE = 6.0
 """How many times more probable faults are in these: between two effects is where they hurt."""
+_RARE = 8
+"""Visits of a statement or a call with as many more faults."""
 
 _SCALE = Rates(
-    death=1 / 400, freeze=1 / 800, stop=1 / 1500, disk=1 / 150, refused=1 / 40, unknown=1 / 40, jump=1 / 1500
+    death=1 / 400, freeze=1 / 800, stop=1 / 1500, disk=1 / 300, refused=1 / 60, unknown=1 / 60, jump=1 / 1500
 )
 
 
@@ -65,6 +67,7 @@ class Faults:
         self._step_rate = rates.death + rates.freeze + rates.stop + rates.jump
         self._lease = lease
         self._left = limit
+        self._visits: Counter[str] = Counter()
         self.machine: Machine
         self.calm = False
         self.seen: Counter[tuple[str, str]] = Counter()
@@ -96,10 +99,12 @@ class Faults:
         return True
 
     def before_statement(self, process: Process, sql: str) -> None:
-        if self._happens(self._rates.death * 2):
+        place = _place(process, sql)
+        often = self._often(place)
+        if self._happens(self._rates.death * often):
             self._die(process, "before", sql)
-        if not sql.startswith("ROLLBACK") and self._happens(self._rates.disk):
-            self._count(_place(process, sql), "disk")
+        if not sql.startswith("ROLLBACK") and self._happens(self._rates.disk * often):
+            self._count(place, "disk")
             self._cut_off(process)
             self.machine.note(process, f"the disk fails at {_short(sql)}")
             error = sqlite3.OperationalError("disk I/O error")
@@ -109,7 +114,7 @@ class Faults:
     def after_statement(self, process: Process, sql: str) -> None:
         if sql == "COMMIT":
             self.expose(process)
-        if self._happens(self._rates.death * 2):
+        if self._happens(self._rates.death * self._often(_place(process, sql))):
             self._die(process, "after", sql)
 
     def expose(self, process: Process) -> None:
@@ -117,7 +122,7 @@ class Faults:
         process.exposed = _EXPOSED
 
     def before_call(self, process: Process, what: str) -> None:
-        if self._happens(self._rates.refused):
+        if self._happens(self._rates.refused * self._often(what)):
             self._count(what, "refused")
             self._cut_off(process)
             self.machine.note(process, f"{what} is refused")
@@ -125,11 +130,16 @@ class Faults:
 
     def after_call(self, process: Process, what: str) -> None:
         self.expose(process)
-        if self._happens(self._rates.unknown):
+        if self._happens(self._rates.unknown * self._often(what)):
             self._count(what, "unknown")
             self._cut_off(process)
             self.machine.note(process, f"the answer to {what} is lost")
             raise BrokerUnavailable(f"simulated: the answer to {what} was lost")
+
+    def _often(self, place: str) -> float:
+        """What is done a few times a run is struck as often as what is done all the time."""
+        self._visits[place] += 1
+        return _MORE if self._visits[place] <= _RARE else 1.0
 
     def _happens(self, rate: float) -> bool:
         return not self.calm and self._left > 0 and rate > 0 and self._random.random() < rate

@@ -45,6 +45,7 @@ class Process:
     def __init__(self, machine: Machine, name: str, pid: int) -> None:
         self.machine = machine
         self.name = name
+        self.role = name.partition(".")[0].rstrip("0123456789")
         self.pid = pid
         self.dead = False
         self.frozen_until = 0.0
@@ -63,11 +64,6 @@ class Process:
         self.lanes.append(lane)
         self.machine.lanes.append(lane)
         return lane
-
-    @property
-    def role(self) -> str:
-        """Its name without numbers."""
-        return self.name.partition(".")[0].rstrip("0123456789")
 
     @property
     def frozen(self) -> bool:

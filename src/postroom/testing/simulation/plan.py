@@ -14,8 +14,8 @@ _MORE_STORIES = (1, 1, 2)
 
 def orders(random: Random) -> list[list[Order]]:
     """One list a producer."""
-    chosen = [_payments, *random.sample(list(STORIES.values()), random.choice(_MORE_STORIES))]
-    found = [order for story in chosen for order in story(random)]
+    drawn = dict.fromkeys(random.sample([*STORIES, *_OFTEN], random.choice(_MORE_STORIES)))
+    found = [order for story in (_payments, *map(STORIES.__getitem__, drawn)) for order in story(random)]
     producers: list[list[Order]] = [[] for _ in range(PRODUCERS)]
     by_key: dict[str, list[Order]] = {}
     for order in found:
@@ -148,6 +148,8 @@ STORIES: dict[str, Callable[[Random], Iterator[Order]]] = {
     "snoozed": _snoozed,
     "killers": _killers,
 }
+_OFTEN = ("joined", "poison", "killers")
+"""Drawn twice as often: they have processes of their own."""
 
 _OPTIONS = (
     "key", "delay", "expires_in", "idempotency_key", "unique", "replace", "joined", "rolled_back", "unwanted"

@@ -134,6 +134,19 @@ def _innocent(judge: Judge) -> Iterator[str]:
                     yield f"{order.label} was lost {lost} times in {subscription}"
 
 
+def _apart(judge: Judge) -> Iterator[str]:
+    """C7: what asks for it, and what may have killed its process, runs apart from the others."""
+    for run in judge.seen.runs:
+        orders = judge.orders_of.get(run.label)
+        record = judge.seen.records.get((run.id, run.subscription))
+        if not orders or record is None or (run.id, run.subscription) in judge.seen.redriven:
+            continue
+        before = [failure for failure in record.failures if failure.attempt == run.attempt - 1]
+        suspect = any(failure.reason == "worker_lost" for failure in before)
+        if (suspect or orders[0].task == "apart") and not run.process.startswith("child"):
+            yield f"{run.label} ran in {run.process} as attempt {run.attempt}, among others"
+
+
 def _excused(failure: Failure, order: Order) -> bool:
     fails = failure.attempt <= order.arguments.get("fails", 0)
     return fails or failure.reason == "worker_lost" or failure.error == "sqlite3.OperationalError"
@@ -190,5 +203,5 @@ def _backwards(judge: Judge) -> Iterator[str]:
 
 
 CHECKS: tuple[Callable[[Judge], Iterator[str]], ...] = (
-    _lost, _phantom, _effects, _money, _order, _attempts, _innocent, _holders, _settled_once, _backwards, *wishes.CHECKS
+    _lost, _phantom, _effects, _money, _order, _attempts, _innocent, _apart, _holders, _settled_once, _backwards, *wishes.CHECKS
 )  # fmt: skip

@@ -93,7 +93,7 @@ class World:
         every = [order for orders in self._orders for order in orders]
         self._queues = sorted({name for order in every for name in order.subscriptions})
         # In the broker's own file a transaction publishes by itself; elsewhere it needs an outbox.
-        beside = kind == "memory" or self._random.random() < 0.3
+        beside = kind == "memory" or self._random.random() < 0.5
         self._relays = 2 if beside and any(order.joined for order in every) else 0
         self._bank = Bank(folder / ("bank.db" if beside else "postroom.db"))
         self._observed = Observed()
