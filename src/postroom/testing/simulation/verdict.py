@@ -203,5 +203,6 @@ def _backwards(judge: Judge) -> Iterator[str]:
 
 
 CHECKS: tuple[Callable[[Judge], Iterator[str]], ...] = (
-    _lost, _phantom, _effects, _money, _order, _attempts, _innocent, _apart, _holders, _settled_once, _backwards, *wishes.CHECKS
+    _lost, _phantom, _effects, _money, _order, _attempts, _innocent, _apart, _holders, _settled_once, _backwards,
+    *wishes.CHECKS,
 )  # fmt: skip
