@@ -78,6 +78,8 @@ class SimulatedChild(Child):
         self, request: bytes, answer: asyncio.Future[Outcome], progress: Callable[[Progress], None]
     ) -> None:
         def reply(told: bytes) -> None:
+            if self._child.dead:
+                return
             value: Any = wire.decode_reply(told)
             self._parent.main.call_soon(progress if isinstance(value, Progress) else answer.set_result, value)
 
