@@ -142,6 +142,21 @@ def test_one_relay_is_active(app: App, database: str) -> None:
     other.close()
 
 
+def test_the_clock_is_set_back(app: App, database: str) -> None:
+    """A relay that died before does not keep others from sending for all that time."""
+    with connect(database) as connection:
+        enqueue(app, connection, 1)
+        connection.commit()
+    dead, other = Relay(database, app.outlet.send), Relay(database, app.outlet.send)
+    assert (dead.run_once(), other.run_once()) == (1, None)
+    with connect(database) as connection:
+        connection.execute(sa.text("UPDATE postroom_outbox_leader SET until = until + 3600"))
+        connection.commit()
+    assert other.run_once() == 0
+    other.close()
+    dead.close()
+
+
 def test_order_and_poison(app: App, database: str) -> None:
     """Per key nothing overtakes what must wait; what can never be sent is set aside, and can be retried."""
     with connect(database) as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,13 +24,17 @@ class SimulatedChildren(ChildPool):
     """The pool, but for how a child is started."""
 
     def __init__(self, app: SimulatedApp) -> None:
-        super().__init__("", "", _LIMIT)
+        super().__init__("", "", _LIMIT, spare=True)
         self._app = app
 
     async def _start(self) -> Child:
         process = SimulatedChild(self._app)
         self._all.add(process)
-        await process.start()
+        try:
+            await process.start()
+        except BaseException:
+            self._discard(process)
+            raise
         return process
 
 
@@ -37,20 +42,32 @@ class SimulatedChild(Child):
     """Dies with its worker; the worker sees it die, and what is said to a dead one is not heard."""
 
     def __init__(self, parent: SimulatedApp) -> None:
+        self._imported = parent
         self._parent = parent.process
         machine = parent.process.machine
         self._child = machine.spawn(f"child.{len(machine.everyone)}")
         # What befalls the worker, that keeps the lease, befalls what runs here.
         self._child.troubles = self._parent.troubles
-        self._app = parent.made_for(self._child)
         self._ended = asyncio.Event()
         self._parent.closers.append(self.kill)
         self._child.closers.append(self._mourn)
+
+    @cached_property
+    def _app(self) -> SimulatedApp:
+        """Made only for those that are to run something."""
+        return self._imported.made_for(self._child)
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._child.dead
 
     async def start(self) -> None:
         await asyncio.sleep(_START_TIME)
         if self._child.dead:
             raise ChildLost("simulated: died at its start")
+
+    async def open(self) -> None:
+        """There are no resources."""
 
     async def run(self, work: Work, progress: Callable[[Progress], None]) -> Outcome:
         delivery = work.delivery
@@ -90,5 +107,5 @@ class SimulatedChild(Child):
         reply(wire.encode_reply(outcome))
 
     def _mourn(self) -> None:
-        self._app.observed.ended(self._child.name, self._child.machine.monotonic)
+        self._imported.observed.ended(self._child.name, self._child.machine.monotonic)
         self._parent.main.call_soon(self._ended.set)

@@ -128,7 +128,7 @@ class World:
         every = [order for orders in self._orders for order in orders]
         self._observed.orders = {order.label: order for order in every}
         keep = partial(self._keep, director)
-        producers = [
+        busy = [
             keep(f"producer{number}", partial(programs.produce, orders=orders, random=self._draw()), ends=True)
             for number, orders in enumerate(self._orders, 1)
             if orders
@@ -137,12 +137,12 @@ class World:
         others = [keep(f"worker{number}", partial(programs.work, queues=self._queues)) for number in workers]
         others.append(keep("client", partial(programs.look, orders=every, random=self._draw())))
         if programs.BROKEN in self._queues:
-            others.append(keep("operator", partial(programs.mend, random=self._draw()), ends=True))
+            busy.append(keep("operator", partial(programs.mend, random=self._draw()), ends=True))
         relay = partial(programs.relay, relay_class=self._setting.relay, url=f"sqlite:///{self._bank.path}")
         others += [keep(f"relay{number}", relay) for number in range(1, self._relays + 1)]
         await asyncio.sleep(self._setting.calm_after)
         self._calm_down()
-        await self._finish(app, producers, others)
+        await self._finish(app, busy, others)
         await self._collect(app)
 
     def _calm_down(self) -> None:
@@ -151,12 +151,12 @@ class World:
         self._machine.thaw_all()
 
     async def _finish(
-        self, app: SimulatedApp, producers: list[asyncio.Task[None]], others: list[asyncio.Task[None]]
+        self, app: SimulatedApp, busy: list[asyncio.Task[None]], others: list[asyncio.Task[None]]
     ) -> None:
         """Wait until all is published and handled, then stop everybody."""
-        _, late = await asyncio.wait(producers, timeout=_PATIENCE)
+        _, late = await asyncio.wait(busy, timeout=_PATIENCE)
         if late:
-            self._observed.unexpected.append("a producer does not get rid of its messages")
+            self._observed.unexpected.append("producers or operators do not come to their end")
         deadline = self._machine.monotonic + _PATIENCE
         while left := await self._left(app):
             if self._machine.monotonic > deadline:
