@@ -9,9 +9,10 @@ from postroom.testing.simulation.__main__ import main
 
 
 def test_many_seeds() -> None:
-    result = CliRunner().invoke(main, ["--seeds", "0:3", "--processes", "1"])
+    result = CliRunner().invoke(main, ["--seeds", "0:3", "--places", "--processes", "1"])
     assert result.exit_code == 0, result.output
     assert "3 seeds on memory, 0 failed" in result.output
+    assert "death at step of a worker" in result.output
 
 
 def test_a_failure_tells_how_to_replay_it() -> None:

@@ -30,7 +30,7 @@ VERBS: dict[Kind, dict[str, tuple[str, ...]]] = {
         "producer": ("BEGIN", "SELECT", "INSERT", "COMMIT"),
     },
 }
-WITHIN = 100
+WITHIN = 200
 """Seeds within which each planted bug must be found."""
 
 

@@ -174,7 +174,7 @@ class Relay:
                 taken = connection.execute(
                     sa.text(
                         f"UPDATE {LEADER} SET holder = :name, until = {self._now} + :lease "
-                        # One later than any taken lately is of before the clock was set back: it would hold for as long.
+                        # Later than any taken by this clock: it was set back, and would hold all up for as long.
                         f"WHERE one = 1 AND (until < {self._now} OR until > {self._now} + 2 * :lease)"
                     ),
                     mine,

@@ -71,7 +71,7 @@ class SimulatedChild(Child):
 
     async def run(self, work: Work, progress: Callable[[Progress], None]) -> Outcome:
         delivery = work.delivery
-        request = wire.encode_request(wire.Request(delivery.message, delivery.subscription, delivery.attempt))
+        request = wire.Request(delivery.message, delivery.subscription, delivery.attempt)
         answer: asyncio.Future[Outcome] = self._parent.main.create_future()
         if not self._child.dead:
             self._child.main.create_task(self._serve(request, answer, progress))
@@ -92,7 +92,7 @@ class SimulatedChild(Child):
         self.kill()
 
     async def _serve(
-        self, request: bytes, answer: asyncio.Future[Outcome], progress: Callable[[Progress], None]
+        self, request: wire.Request, answer: asyncio.Future[Outcome], progress: Callable[[Progress], None]
     ) -> None:
         def reply(told: bytes) -> None:
             if self._child.dead:
@@ -103,7 +103,7 @@ class SimulatedChild(Child):
         app = self._app
         reporter = child._Reporter(SimpleNamespace(send_bytes=reply))  # type: ignore[arg-type]
         executor = Executor({}, [], app.blobs, app.max_message_size)
-        outcome = await child._run(app, executor, reporter, wire.decode_request(request))
+        outcome = await child._run(app, executor, reporter, request)
         reply(wire.encode_reply(outcome))
 
     def _mourn(self) -> None:

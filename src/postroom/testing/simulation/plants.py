@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,16 +43,16 @@ class _NoSuspects(SimulatedApp):
 class _RemovesFirst(Relay):
     """What it does not come to send is gone."""
 
-    def _send(self, rows: Sequence[tuple[int, str]]) -> int:
+    def _send(self, rows: Sequence[tuple[int, str]], stop: threading.Event) -> int:
         self._settle([seq for seq, _ in rows], [])
-        return super()._send(rows)
+        return super()._send(rows, stop)
 
 
 class _Renames(Relay):
     """What it sends once more is another message."""
 
-    def _send(self, rows: Sequence[tuple[int, str]]) -> int:
-        return super()._send([(seq, encode(replace(decode(text), id=new_id()))) for seq, text in rows])
+    def _send(self, rows: Sequence[tuple[int, str]], stop: threading.Event) -> int:
+        return super()._send([(seq, encode(replace(decode(text), id=new_id()))) for seq, text in rows], stop)
 
 
 class _SendsBackwards(Relay):
