@@ -34,7 +34,9 @@ def stage(outcome: Outcome) -> str:
         return "settled, not told"
     if not any(run.process == "worker1.1" for run in outcome.observed.runs):
         return "not started"
-    return "started" if "worker1.2: paid pay" in told else "paid"
+    # By the next worker, in a process of its own: it is a suspect.
+    again = any(what == "paid pay" and who.startswith("child") for _, who, what in words)
+    return "started" if again else "paid"
 
 
 @pytest.mark.timeout(300)

@@ -20,28 +20,39 @@ ROLES: dict[Kind, tuple[str, ...]] = {
     "sqlite": ("worker", "producer", "client"),
 }
 CALLS: dict[Kind, tuple[str, ...]] = {
-    "memory": ("publish", "consume", "receive", "settle", "extend", "cancelled", "get", "dead_letters", "redrive"),
+    "memory": ("publish", "consume", "receive", "settle", "extend", "cancelled", "get", "dead_letters"),
     "sqlite": ("publish", "consume", "receive", "settle", "get"),
 }
 VERBS: dict[Kind, dict[str, tuple[str, ...]]] = {
-    "memory": {"relay": ("SELECT", "UPDATE", "DELETE", "COMMIT")},
+    "memory": {"relay": ("SELECT", "UPDATE", "COMMIT")},
     "sqlite": {
         "worker": ("BEGIN", "SELECT", "INSERT", "UPDATE", "COMMIT"),
         "producer": ("BEGIN", "SELECT", "INSERT", "COMMIT"),
     },
 }
+SELDOM: dict[Kind, tuple[str, ...]] = {
+    "memory": ("DELETE of a relay", "redrive", "cancel", "report", "COMMIT of a child", "COMMIT of a producer"),
+    "sqlite": (
+        "DELETE of a worker",
+        "step of a relay",
+        "step of a child",
+        "step of a operator",
+        "redrive",
+        "cancelled",
+    ),
+}
 WITHIN = 200
 """Seeds within which each planted bug must be found."""
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", SEEDS)
 def test_every_promise_is_kept(kind: Kind) -> None:
     findings = list(hunt(SEEDS[kind], kind, processes=os.cpu_count() or 1))
     failed = [str(finding) for finding in findings if finding.violations]
     assert not failed, "\n\n".join(failed)
     reached = {fault for finding in findings for fault in finding.faults}
-    missing = set(wanted(kind)) - reached
+    missing = set(wanted(kind)) - reached - {(place, "any") for place, _ in reached}
     assert not missing, "a fault that never happens was not tested"
 
 
@@ -53,6 +64,7 @@ def wanted(kind: Kind) -> Iterator[tuple[str, str]]:
     for role, verbs in VERBS[kind].items():
         for verb, fault in product(verbs, ("disk", "death before it", "death after it")):
             yield f"{verb} of a {role}", fault
+    yield from ((place, "any") for place in SELDOM[kind])
 
 
 @pytest.mark.timeout(300)
