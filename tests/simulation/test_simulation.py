@@ -37,7 +37,6 @@ SELDOM: dict[Kind, tuple[str, ...]] = {
         "step of a relay",
         "step of a child",
         "step of a operator",
-        "redrive",
         "cancelled",
     ),
 }
