@@ -51,6 +51,7 @@ class ServerTimeHarness(RedisHarness):
 
     unit = 0.5
     slack = 0.15
+    outage = 5.0
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
