@@ -39,7 +39,7 @@ class RedisServer(Server):
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec", *self._options]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        wait_until(self._answers, 20.0, "redis to answer")
+        wait_until(self._answers, 60.0, "redis to answer")
 
     def kill(self) -> None:
         super().kill()

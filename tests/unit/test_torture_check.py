@@ -180,6 +180,11 @@ def test_a_death_that_took_it_from_no_handler_may_have_left_it_twice() -> None:
     waited_there = fault("crash", 0.5, "worker-3.1")
     found = kinds(evidence([*SENT, waited_there, *ONCE, *suspect], TRANSFER, effects=DONE, atomic=False))
     assert found == set()
+    # The same if the copies came so close that the second took the first one's place.
+    overtaken = [msgspec.structs.replace(event, t=event.t + 5.0) for event in ONCE[2:]]
+    overtaken[-1] = msgspec.structs.replace(overtaken[-1], outcome="fail")
+    history = [*SENT, waited_there, *HELD, *suspect, *overtaken]
+    assert kinds(evidence(history, TRANSFER, effects=DONE, atomic=False)) == set()
     for history in ([*SENT, *ONCE, *suspect], [*SENT, waited_there, *ONCE, *charged]):
         found = kinds(evidence(history, TRANSFER, effects=DONE, atomic=False))
         assert found == {"unexplained", "resurrected"}

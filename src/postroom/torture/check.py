@@ -246,8 +246,11 @@ class Checker:
     def _dead_tokens(self) -> list[tuple[str, set[int]]]:
         """Of each dead letter: the token, and which attempts it tells of."""
         return [
-            # The last entry may be the remark that there will be no further attempt.
-            (letter.message.headers.get(TOKEN, ""), {each.attempt for each in letter.failures} - {MAX_ATTEMPTS + 1})
+            # Beyond are deaths of processes in which it waited, and the remark that there will be no further attempt.
+            (
+                letter.message.headers.get(TOKEN, ""),
+                {each.attempt for each in letter.failures if each.attempt <= MAX_ATTEMPTS},
+            )
             for letter in self._evidence.dead
         ]
 
@@ -274,4 +277,4 @@ class Checker:
         if self._evidence.drained is None:
             left = {each.name: each.ready + each.delayed + each.running for each in self._evidence.stats}
             told = ", ".join(f"{name.partition('-')[2]}: {count}" for name, count in left.items() if count)
-            yield Violation("left", "", told or "in the outbox, or of producers that did not come to their end")
+            yield Violation("left", "", told or "what the broker does not count, or in the outbox, or of a producer")

@@ -182,7 +182,10 @@ class Record:
         harmed, to be handed out or while it was given back."""
         mine = handed.delivered
         taken = (
-            start.attempt == mine.attempt - 1 and start.t <= mine.t and not copy.is_settled(start)
+            start.attempt == mine.attempt - 1
+            and start.t <= mine.t
+            and not copy.is_settled(start)
+            and self.harmed_while_held(copy, start, until=mine.t)
             for start in copy.starts
         )
         return mine.suspect and not any(taken) and any(fault.t < mine.t for fault in self.faults)

@@ -26,6 +26,9 @@ from postroom.torture.tail import Tail
 _TICK = 0.05
 _STANDSTILL = 20.0
 """Seconds without any progress, beyond four leases, after which what is left will never come."""
+_UNCOUNTED = 200.0
+"""The same where the broker does not count all that is on its way: RabbitMQ repeats after 3 minutes what it had moved
+from queue to queue, unconfirmed, when it was killed."""
 _STARTUP = 60.0
 """Seconds for all processes to come up."""
 _DRAIN = 600.0
@@ -184,13 +187,14 @@ class Run:
         """
         begin = moved = time.monotonic()
         known, empty = -1, 0
+        patience = (_STANDSTILL if exact else _UNCOUNTED) + 4 * self._plan.options.lease
         while empty < 2:
             now = time.monotonic()
             cast.tend(now, lambda actor: _note_end(history, actor))
             tail.look()
             if len(tail.ended) + len(tail.sent) != known:
                 known, moved = len(tail.ended) + len(tail.sent), now
-            if now > moved + _STANDSTILL + 4 * self._plan.options.lease or now > begin + _DRAIN:
+            if now > moved + patience or now > begin + _DRAIN:
                 return None
             left = self._left(cast) + (0 if exact else self._unended(tail))
             empty = 0 if left else empty + 1
