@@ -81,7 +81,7 @@ def run(name: str, seconds: float, seed: int, folder: Path | None) -> bool:
             check=False,
             env=_environment(),
         )
-    if done.returncode not in (0, 1):
+    if done.returncode not in (0, 1) or not done.stdout:
         sys.exit(f"{name}: exit code {done.returncode}")
     outcome = msgspec.structs.replace(
         msgspec.json.decode(done.stdout, type=Outcome),

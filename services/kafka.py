@@ -102,7 +102,7 @@ class KafkaServer(Server):
                 [*_java(libraries, self.folder), "kafka.Kafka", str(configuration)],
                 stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
-        wait_until(lambda: self._is_up(log, before), 90.0, f"kafka to start; see {log}")
+        wait_until(lambda: self._is_up(log, before), 110.0, f"kafka to start; see {log}")
 
     def _is_up(self, log: Path, offset: int) -> bool:
         assert self._process is not None
