@@ -54,7 +54,7 @@ def main(count: int) -> int:
     with tempfile.TemporaryDirectory(prefix="postroom-benchmark-") as folder:
         place = Path(folder)
         servers: list[Server] = [
-            PostgreSQLServer(place / "postgresql"), RedisServer(place / "redis"), RabbitMQServer(place / "rabbitmq")
+            PostgreSQLServer(place / "postgresql"), RedisServer(place / "redis", options=("--appendfsync", "everysec")), RabbitMQServer(place / "rabbitmq")
         ]  # fmt: skip
         try:
             for server in servers:

@@ -78,7 +78,7 @@ def raw_wait(url: str) -> list[float]:
 
 
 def main(count: int) -> None:
-    server = RedisServer(Path(tempfile.mkdtemp(prefix="postroom-redis-")))
+    server = RedisServer(Path(tempfile.mkdtemp(prefix="postroom-redis-")), options=("--appendfsync", "everysec"))
     server.start()
     try:
         show_loop("XADD, pipelines of 100", raw_send, count, url=server.url)

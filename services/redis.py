@@ -13,7 +13,10 @@ from services.base import Server, is_alive, require, wait_until
 
 
 class RedisServer(Server):
-    """Keeps an append-only file, so that what it confirmed is there after a kill."""
+    """Keeps an append-only file, so that what it confirmed is there after a kill.
+
+    ``everysec`` is not enough for that: while a sync of its takes long, the server answers before it has written.
+    """
 
     name = "redis"
 
@@ -36,7 +39,7 @@ class RedisServer(Server):
         program = require(os.environ.get("POSTROOM_REDIS_SERVER", "redis-server"), "redis-server")
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
-        command += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec", *self._options]
+        command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always", *self._options]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         wait_until(self._answers, 60.0, "redis to answer")

@@ -127,8 +127,12 @@ def settings(config: Told) -> Iterator[Finding]:
     elif config["appendfsync"] == "always":
         yield _finding("ok", "persistence", "append-only file, synced before each answer: it survives a power cut")
     else:
-        lost = "about a second" if config["appendfsync"] == "everysec" else "half a minute or more"
-        detail = f"appendfsync = {config['appendfsync']}: it survives the death of the server; a power cut loses {lost}"
+        if config["appendfsync"] == "everysec":
+            # While a sync is under way the server puts off even the write, for up to two seconds, and answers.
+            lost = "a power cut loses about a second; the death of the server up to two, if its disk is slow just then"
+        else:
+            lost = "it survives the death of the server; a power cut loses half a minute or more"
+        detail = f"appendfsync = {config['appendfsync']}: {lost}"
         yield _finding(
             "warning", "persistence", detail, "CONFIG SET appendfsync always, where no confirmed message may be lost"
         )

@@ -9,6 +9,9 @@ from postroom.testing.checker import held_twice, miscounted, resurrected, total_
 from postroom.testing.scene import Scene
 from postroom.testing.suite import proves
 
+_LONG = 60.0
+"""Seconds: the lease where nobody dies. However slow the machine is, none runs out."""
+
 
 def _check(scene: Scene, subscription: str) -> None:
     found = total_queue(scene.history, subscription)
@@ -25,7 +28,7 @@ async def test_concurrent_subscribe(scene: Scene) -> None:
     """a thousand messages and twenty consumers of two connections: each message once across all."""
     queue = await scene.queue()
     brokers = [scene.broker, await scene.another_broker()]
-    consumers = [await scene.consume(queue, broker=brokers[n % 2]) for n in range(20)]
+    consumers = [await scene.consume(queue, lease=_LONG, broker=brokers[n % 2]) for n in range(20)]
 
     async def produce() -> None:
         for batch in range(20):
@@ -46,7 +49,7 @@ async def test_concurrent_subscribe_multiple_topics(scene: Scene) -> None:
     names = [await scene.subscribe(topic) for topic in topics]
 
     async def produce_and_drain(topic: str, name: str) -> int:
-        consumer = await scene.consume(name)
+        consumer = await scene.consume(name, lease=_LONG)
         await scene.publish(*scene.messages(topic, " ".join(f"m{n}" for n in range(100))))
         drained = await scene.drain(consumer, count=100)
         assert {delivery.message.topic for delivery in drained} == {topic}
