@@ -71,7 +71,7 @@ def test_the_wrapper_itself_is_no_defect() -> None:
     """What fails above fails because of the defect."""
     for name, skipped_for in covered_by(impatient().capabilities).items():
         if not skipped_for:
-            SUITE[name].run(DefectiveHarness(impatient(), DefectiveBroker))
+            SUITE[name].run(DefectiveHarness(MemoryHarness(), DefectiveBroker))
 
 
 def test_what_is_skipped_is_known() -> None:

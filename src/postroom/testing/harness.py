@@ -25,7 +25,11 @@ class Harness(ABC):
     clock: ManualClock | None = None
     """The clock given to every broker. ``None``: the server's own rules, and the suite really waits."""
     unit: float = 10.0
-    """Seconds: the shortest delay the suite uses. Small where it has to wait, but well above ``slack``."""
+    """Seconds: the shortest delay the suite uses. Small where it has to wait, but well above ``slack``.
+
+    Where the suite really waits, a test that failed after a step took more than an eighth of this proves nothing: it is
+    repeated with this doubled, twice at most.
+    """
     slack: float = 0.0
     """Seconds by which something may be late; at most half of ``unit``."""
     patience: float = 5.0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from types import TracebackType
 from typing import Any
@@ -68,6 +69,7 @@ class Scene:
         self._names = 0
         self._consumers: dict[Consumer, str] = {}
         self._run = new_id()[-12:]
+        self._slowest = 0.0
 
     async def __aenter__(self) -> Scene:
         await self.harness.start()
@@ -100,6 +102,20 @@ class Scene:
 
     # Time
 
+    @property
+    def was_too_slow(self) -> bool:
+        """One step took so long, on a real clock, that what is due after a ``unit`` may have come before the next."""
+        return self.harness.clock is None and self._slowest > self.unit / 8
+
+    @contextmanager
+    def _step(self, wait: float = 0.0) -> Iterator[None]:
+        """What should take no time, but for the seconds it may wait."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._slowest = max(self._slowest, time.monotonic() - begin - wait)
+
     def now(self) -> float:
         return self.harness.clock.now() if self.harness.clock is not None else time.time()
 
@@ -108,7 +124,8 @@ class Scene:
         if self.harness.clock is not None:
             await self.harness.clock.advance(seconds)
         else:
-            await asyncio.sleep(seconds + self.harness.slack)
+            with self._step(seconds + self.harness.slack):
+                await asyncio.sleep(seconds + self.harness.slack)
 
     async def settle(self) -> None:
         """Let what was started get as far as it can."""
@@ -155,7 +172,8 @@ class Scene:
         """Publish; each must be accepted. Returns the ids."""
         for message in messages:
             self._note_publish(message, "invoke")
-        answers = await (broker or self.broker).publish(messages)
+        with self._step():
+            answers = await (broker or self.broker).publish(messages)
         assert len(answers) == len(messages), "publish must answer for each message"
         ids = []
         for message, answer in zip(messages, answers, strict=True):
@@ -180,7 +198,8 @@ class Scene:
     async def receive(self, consumer: Consumer, count: int, *, wait: bool = True) -> list[Delivery]:
         """One ``receive``. With a manual clock it never waits: what is there is there at once."""
         seconds = self.harness.patience if wait else self.harness.unit / 4
-        deliveries = await consumer.receive(count, 0.0 if self.harness.clock is not None else seconds)
+        with self._step(seconds):
+            deliveries = await consumer.receive(count, 0.0 if self.harness.clock is not None else seconds)
         assert len(deliveries) <= count, f"asked for {count}, got {len(deliveries)}"
         ids = [delivery.message.id for delivery in deliveries]
         assert len(ids) == len(set(ids)), f"one receive gave a message twice: {labels(deliveries)}"
@@ -207,13 +226,15 @@ class Scene:
         assert not found, f"nothing should have come, these did: {labels(found)}"
 
     async def try_settle(self, consumer: Consumer, delivery: Delivery, outcome: Outcome) -> SettlementError | None:
-        (error,) = await consumer.settle([(delivery, outcome)])
+        with self._step():
+            (error,) = await consumer.settle([(delivery, outcome)])
         self._note(consumer, delivery, _OPERATIONS[type(outcome)], "ok" if error is None else "fail")
         return error
 
     async def do(self, consumer: Consumer, outcome: Outcome, *deliveries: Delivery) -> None:
         """Settle all with ``outcome``; each must be confirmed."""
-        errors = await consumer.settle([(delivery, outcome) for delivery in deliveries])
+        with self._step():
+            errors = await consumer.settle([(delivery, outcome) for delivery in deliveries])
         assert errors == [None] * len(deliveries), f"settle refused: {errors}"
         for delivery in deliveries:
             self._note(consumer, delivery, _OPERATIONS[type(outcome)])
@@ -231,15 +252,18 @@ class Scene:
         await self.pass_time(self.lease + self.harness.slack + self.unit / 10)
 
     async def drain(self, *consumers: Consumer, count: int) -> list[Delivery]:
-        """Consumers side by side, acking whatever comes, until ``count`` deliveries were acked."""
+        """Consumers side by side, acking whatever comes, until ``count`` were acked or none came for long."""
         drained: list[Delivery] = []
         deadline = time.monotonic() + 4 * self.harness.patience
 
         async def work(consumer: Consumer) -> None:
+            nonlocal deadline
             while len(drained) < count and time.monotonic() < deadline:
                 deliveries = await self.receive(consumer, 7, wait=False)
                 await self.ack(consumer, *deliveries)
                 drained.extend(deliveries)
+                if deliveries:
+                    deadline = time.monotonic() + 4 * self.harness.patience
                 await asyncio.sleep(0)
 
         await asyncio.gather(*(work(consumer) for consumer in consumers))
@@ -256,7 +280,8 @@ class Scene:
     # Seen from outside
 
     async def stats(self, subscription: str) -> SubscriptionStats:
-        (found,) = [stats for stats in await self.broker.stats() if stats.name == subscription]
+        with self._step():
+            (found,) = [stats for stats in await self.broker.stats() if stats.name == subscription]
         return found
 
     async def counts(self, subscription: str) -> Mapping[str, int]:
