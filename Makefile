@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# A file stays whole, for its server; files are taken in the order of collection, which tests/conftest.py sees to.
+SPREAD := --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo test services setup clean
 
 demo: $(VENV)/.demo
@@ -14,9 +17,9 @@ test: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/pyright
 	$(BIN)/python -m services --check
-	$(BIN)/python -m pytest -m 'not server'
+	$(BIN)/python -m pytest -m 'not server' --numprocesses 2 $(SPREAD)
 	@# Real servers on real clocks, several at a time: one that came too late must do so three times to count.
-	$(BIN)/python -m pytest -m server --numprocesses 3 --dist loadfile --reruns 2
+	$(BIN)/python -m pytest -m server --numprocesses 4 $(SPREAD) --reruns 2
 
 # Private RabbitMQ, Kafka, Redis and SQS for development, until Ctrl-C.
 services: $(VENV)/.dev

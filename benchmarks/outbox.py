@@ -53,9 +53,8 @@ def measure(database: str, broker: str, count: int, *, of_key: int) -> float:
 def main(count: int) -> int:
     with tempfile.TemporaryDirectory(prefix="postroom-benchmark-") as folder:
         place = Path(folder)
-        servers: list[Server] = [
-            PostgreSQLServer(place / "postgresql"), RedisServer(place / "redis", options=("--appendfsync", "everysec")), RabbitMQServer(place / "rabbitmq")
-        ]  # fmt: skip
+        redis = RedisServer(place / "redis", options=("--appendfsync", "everysec"))
+        servers: list[Server] = [PostgreSQLServer(place / "postgresql"), redis, RabbitMQServer(place / "rabbitmq")]
         try:
             for server in servers:
                 server.start()

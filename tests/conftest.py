@@ -26,10 +26,14 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a server's adapter mostly wait, so they run side by side: the modules that bear a server's name."""
+    """Tests of a server's adapter mostly wait, so more of them run side by side: modules that bear a server's name."""
     for item in items:
         if any(name in item.path.stem.split("_") for name in NAMES):
             item.add_marker(pytest.mark.server)
+        if item.get_closest_marker("timed") is not None:
+            item.add_marker(pytest.mark.flaky(reruns=2))
+    # Whole files are spread over processes in this order: none that takes minutes may be the last.
+    items.sort(key=lambda item: item.path.parent.name not in ("conformance", "faults"))
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -24,6 +24,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 def test_sqlite_keeps_every_promise(tmp_path: Path) -> None:
     code, told = outcome(
@@ -43,6 +44,7 @@ def test_sqlite_keeps_every_promise(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x.html"]
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 @pytest.mark.parametrize("plant", FAULTS)
 def test_a_bug_under_fault_is_found(plant: str, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield made
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_in_memory_and_on_disk(server: Server, tmp_path: Path) -> None:
@@ -37,6 +38,7 @@ def test_in_memory_and_on_disk(server: Server, tmp_path: Path) -> None:
             assert told["again"] > 0
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_postgresql_keeps_every_promise(server: Server, tmp_path: Path) -> None:

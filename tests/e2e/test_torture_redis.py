@@ -31,6 +31,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 def test_redis_keeps_every_promise(server: Server, tmp_path: Path) -> None:
     with Restarter(server, tmp_path) as restarter:
@@ -46,6 +47,7 @@ def test_redis_keeps_every_promise(server: Server, tmp_path: Path) -> None:
     assert told["again"] > 0
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 @pytest.mark.parametrize("plant", sorted(WITHOUT_FAULTS | UNDER_FAULT))
 def test_a_bug_is_found(plant: str, redis_url: str, tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_busy_workers_run_every_job_once(faults: Stage, tasks: ModuleType) -> No
     assert "not settled" not in faults.tail()
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_redelivery_after_a_kill_is_prompt(faults: Stage, tasks: ModuleType) -> None:
@@ -108,6 +109,7 @@ def test_redelivery_after_a_kill_is_prompt(faults: Stage, tasks: ModuleType) -> 
     print(f"redelivery after kill -9: median {statistics.median(delays):.2f} s, max {max(delays):.2f} s")
 
 
+@pytest.mark.timed
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for child processes in /proc")
 def test_all_that_a_dead_worker_ran_is_run_by_a_child_that_was_ready(faults: Stage, tasks: ModuleType) -> None:
     """C4: ten at once; no child process has to be started first, and none waits longer than those before it run."""

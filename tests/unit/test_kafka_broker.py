@@ -211,6 +211,7 @@ def test_a_purge_reaches_the_consumers_of_another_process(play: Play, url: str) 
     play(scenario)
 
 
+@pytest.mark.timed
 def test_a_frozen_loop_gives_its_partitions_up(play: Play, url: str) -> None:
     """C3, C7: nobody extends and nobody asks: another process gets it all, and what had started is charged."""
 
