@@ -11,7 +11,8 @@ import socket
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TOOLS = Path(__file__).parent.parent / ".services"
@@ -128,11 +129,17 @@ def install_package(package: str) -> None:
     """Install a Debian package without starting its system service. Raises ``ServiceMissing``."""
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     command = ["apt-get", "install", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300", package]
-    TOOLS.mkdir(exist_ok=True)
-    with open(TOOLS / "packages.lock", "wb") as lock:
-        # Test processes run side by side, and apt-get does not wait for another that reads the lists.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with installing():
         for attempt in (["apt-get", "update", "-qq"], command):
             done = subprocess.run(attempt, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ServiceMissing(f"cannot install {package}: {done.stderr.strip()[-500:]}")
+
+
+@contextmanager
+def installing() -> Iterator[None]:
+    """Test processes run side by side: one at a time, as apt-get does not wait for another that reads the lists."""
+    TOOLS.mkdir(exist_ok=True)
+    with open(TOOLS / "packages.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -8,17 +8,22 @@ from pathlib import Path
 from services.base import Server
 
 NAMES = {
-    "kafka": "KafkaServer",
-    "mariadb": "MariaDBServer",
-    "postgresql": "PostgreSQLServer",
-    "rabbitmq": "RabbitMQServer",
-    "redis": "RedisServer",
-    "sqs": "SQSServer",
+    "kafka": "kafka.KafkaServer",
+    "mariadb": "mariadb.MariaDBServer",
+    "postgresql": "postgresql.PostgreSQLServer",
+    "postgresql18": "postgresql.PostgreSQL18Server",
+    "rabbitmq": "rabbitmq.RabbitMQServer",
+    "rabbitmq4": "rabbitmq.RabbitMQ4Server",
+    "redis": "redis.RedisServer",
+    "redis8": "redis.Redis8Server",
+    "sqs": "sqs.SQSServer",
+    "valkey": "redis.ValkeyServer",
 }
 """Module of this package, and its class."""
 
 
 def make_server(name: str, folder: Path) -> Server:
     """A server that is not started. Raises ``KeyError`` for an unknown name."""
-    server: Server = getattr(import_module(f"services.{name}"), NAMES[name])(folder)
+    module, _, kind = NAMES[name].partition(".")
+    server: Server = getattr(import_module(f"services.{module}"), kind)(folder)
     return server

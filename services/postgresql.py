@@ -10,6 +10,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from services import debian
 from services.base import Server, ServiceMissing, accepts, install_package, is_alive, require, wait_until
 from services.certificates import Certificate
 
@@ -55,17 +56,28 @@ class PostgreSQLServer(Server):
         return int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
 
     def start(self) -> None:
-        programs = _programs()
         data = self.folder / "data"
         if not data.exists():
             if os.geteuid() == 0:
                 shutil.chown(self.folder, _USER, _USER)
-            _run(programs / "initdb", "-D", str(data), "-A", "trust", "-U", _USER, "--no-sync")
+            self._run("initdb", "-D", str(data), "-A", "trust", "-U", _USER, "--no-sync")
             if self._certificate is not None:
                 _guard(data, self._certificate)
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.folder}"
-        _run(programs / "pg_ctl", "-D", str(data), "-w", "-l", str(self.folder / "log"), "-o", options, "start")
+        self._run("pg_ctl", "-D", str(data), "-w", "-l", str(self.folder / "log"), "-o", options, "start")
         wait_until(lambda: accepts(self.port), 30.0, "postgresql to listen")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [*self._command(program), *arguments]
+        # Not captured by a pipe: the server would inherit it, and reading would wait for the server's end.
+        with open(os.devnull, "wb") as nothing:
+            done = subprocess.run(command, stdout=nothing, stderr=nothing, cwd="/", check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}")
+
+    def _command(self, program: str) -> list[str]:
+        path = str(_programs() / program)
+        return ["runuser", "-u", _USER, "--", path] if os.geteuid() == 0 else [path]
 
     def kill(self) -> None:
         # Its processes share memory: while one of them lives, the server does not start again.
@@ -84,6 +96,19 @@ class PostgreSQLServer(Server):
             os.kill(pid, signal.SIGQUIT)
             wait_until(lambda: not is_alive(pid), 10.0, "postgresql to stop")
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class PostgreSQL18Server(PostgreSQLServer):
+    """Of a newer Debian."""
+
+    name = "postgresql18"
+
+    def _command(self, program: str) -> list[str]:
+        # The user is this machine's, made by its own package.
+        _programs()
+        become = ["--reuid", _USER, "--regid", _USER, "--init-groups"]
+        path = f"/usr/lib/postgresql/18/bin/{program}"
+        return [*debian.command("/usr/bin/setpriv", "postgresql-18"), *become, path]
 
 
 class PgBouncer(Server):
@@ -154,14 +179,3 @@ def _programs() -> Path:
         if attempt == 0 and os.geteuid() == 0 and shutil.which("apt-get"):
             install_package("postgresql")
     raise ServiceMissing("PostgreSQL is missing; install the package postgresql")
-
-
-def _run(program: Path, *arguments: str) -> None:
-    command = [str(program), *arguments]
-    if os.geteuid() == 0:
-        command = ["runuser", "-u", _USER, "--", *command]
-    # Not captured by a pipe: the server would inherit it, and reading would wait for the server's end.
-    with open(os.devnull, "wb") as nothing:
-        done = subprocess.run(command, stdout=nothing, stderr=nothing, cwd="/", check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}")

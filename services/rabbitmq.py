@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from services import debian
 from services.base import Server, ServiceMissing, accepts, free_port, is_alive, require, wait_until
 
 # The programs in /usr/sbin change to the user rabbitmq first; these do not.
@@ -63,7 +64,7 @@ class RabbitMQServer(Server):
         }
 
     def start(self) -> None:
-        program = require(str(PROGRAMS / "rabbitmq-server"), "rabbitmq-server")
+        program = self._program("rabbitmq-server")
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = [f"{name} = {value}" for name, value in self._settings.items()]
         (self.folder / "rabbitmq.conf").write_text("\n".join([_CONFIGURATION.format(port=self.port), *lines, ""]))
@@ -71,19 +72,23 @@ class RabbitMQServer(Server):
         log = self.folder / "server.log"
         with open(log, "wb") as output:
             self._process = subprocess.Popen(
-                [program], env=self.environment, stdout=output, stderr=output, start_new_session=True
+                program, env=self.environment, stdout=output, stderr=output, start_new_session=True
             )
         wait_until(lambda: self._is_up(log), 60.0, f"rabbitmq to start; see {log}")
 
     def control(self, *arguments: str) -> str:
         """The output of ``rabbitmqctl`` with these arguments."""
         done = subprocess.run(
-            [str(PROGRAMS / "rabbitmqctl"), "--quiet", *arguments],
+            [*self._program("rabbitmqctl"), "--quiet", *arguments],
             env=self.environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
+
+    def _program(self, name: str) -> list[str]:
+        """The beginning of a command line."""
+        return [require(str(PROGRAMS / name), "rabbitmq-server")]
 
     def _is_up(self, log: Path) -> bool:
         assert self._process is not None
@@ -119,6 +124,15 @@ class RabbitMQServer(Server):
                 pid = int(folder.name)
                 os.kill(pid, signal.SIGKILL)
                 wait_until(partial(_is_dead, pid), 10.0, "the port mapper to end")
+
+
+class RabbitMQ4Server(RabbitMQServer):
+    """Of a newer Debian."""
+
+    name = "rabbitmq4"
+
+    def _program(self, name: str) -> list[str]:
+        return debian.command(str(PROGRAMS / name), "rabbitmq-server")
 
 
 def _is_dead(pid: int) -> bool:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from services import debian
 from services.base import Server, is_alive, require, wait_until
 
 
@@ -36,13 +37,16 @@ class RedisServer(Server):
         return self._process.pid
 
     def start(self) -> None:
-        program = require(os.environ.get("POSTROOM_REDIS_SERVER", "redis-server"), "redis-server")
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        command = [*self._program(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always", *self._options]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         wait_until(self._answers, 60.0, "redis to answer")
+
+    def _program(self) -> list[str]:
+        """The beginning of a command line."""
+        return [require(os.environ.get("POSTROOM_REDIS_SERVER", "redis-server"), "redis-server")]
 
     def kill(self) -> None:
         super().kill()
@@ -77,3 +81,21 @@ class RedisServer(Server):
                 return connection.recv(5) in (b"+PONG", b"-NOAU") or "--tls-port" in self._options
         except OSError:
             return False
+
+
+class Redis8Server(RedisServer):
+    """Of a newer Debian."""
+
+    name = "redis8"
+
+    def _program(self) -> list[str]:
+        return debian.command("/usr/bin/redis-server", "redis-server")
+
+
+class ValkeyServer(RedisServer):
+    """Of a newer Debian."""
+
+    name = "valkey"
+
+    def _program(self) -> list[str]:
+        return debian.command("/usr/bin/valkey-server", "valkey-server")

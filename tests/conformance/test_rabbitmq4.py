@@ -1,0 +1,25 @@
+"""The conformance suite on a RabbitMQ of today: 4.3 and newer, while another module has the 3.10 of Debian 12."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+from services.base import Server
+
+from postroom.testing.conformance import *  # noqa: F403
+from postroom.testing.harness import Harness
+from tests.conformance.test_rabbitmq import RabbitMQHarness
+from tests.servers import private
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with private("rabbitmq4", tmp_path_factory.mktemp("rabbitmq4")) as made:
+        yield made
+
+
+@pytest.fixture
+def harness(server: Server) -> Harness:
+    return RabbitMQHarness(f"{server.url}?namespace=t{uuid4().hex[:12]}", server)
