@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from uuid import uuid4
 
+import msgspec
 import pytest
 from services.base import Server
 
+from postroom.broker.amqp import AMQPBroker
+from postroom.broker.base import Capabilities
 from postroom.testing.conformance import *  # noqa: F403
 from postroom.testing.harness import Harness
 from tests.conformance.test_rabbitmq import RabbitMQHarness
 from tests.servers import private
+
+
+class RabbitMQ4Harness(RabbitMQHarness):
+    @property
+    def capabilities(self) -> Capabilities:
+        return msgspec.structs.replace(AMQPBroker.capabilities, priorities=True)
 
 
 @pytest.fixture(scope="module")
@@ -22,4 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def harness(server: Server) -> Harness:
-    return RabbitMQHarness(f"{server.url}?namespace=t{uuid4().hex[:12]}", server)
+    return RabbitMQ4Harness(f"{server.url}?namespace={_NAMESPACE}", server)
+
+
+_NAMESPACE = f"conformance-{uuid4().hex[:8]}"

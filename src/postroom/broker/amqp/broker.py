@@ -17,7 +17,7 @@ from postroom.broker.amqp.letters import Letters
 from postroom.broker.amqp.link import NOT_FOUND, Link, Refused
 from postroom.broker.amqp.office import Office, gone
 from postroom.broker.amqp.ordered import OrderedConsumer
-from postroom.broker.amqp.topology import Directory
+from postroom.broker.amqp.topology import PRIORITIES_SINCE, Directory, version_of
 from postroom.broker.base import Broker, Capabilities, Consumer, Subscription, SubscriptionStats, Topic
 from postroom.broker.demands import check_topology
 from postroom.broker.routing import matches
@@ -99,6 +99,9 @@ class AMQPBroker(Broker):
             self._opened = False
             await asyncio.gather(*(link.close() for link in self._links))
             raise
+        if version_of(self._reading.server) >= PRIORITIES_SINCE:
+            # Of the class it is what every supported server can do.
+            self.capabilities = msgspec.structs.replace(self.capabilities, priorities=True)  # type: ignore[misc]
 
     async def close(self) -> None:
         if self._closed:
@@ -221,10 +224,6 @@ class AMQPBroker(Broker):
     # Publishing
 
     async def _post(self, message: Message, now: float) -> Post:
-        if message.priority:
-            raise UnsupportedOperation(
-                f"priority={message.priority}: RabbitMQ has none for quorum queues; leave it out", "priorities"
-            )
         if len(message.body) > wire.MAX_BODY:
             raise MessageTooLarge(
                 f"message {message.id} has {len(message.body):,} bytes; RabbitMQ takes {wire.MAX_BODY:,}; "
@@ -235,6 +234,8 @@ class AMQPBroker(Broker):
             raise TopicNotFound(f"no queue or topic {message.topic!r} is known to the broker; declare it first")
         delay = 0.0 if message.not_before is None else message.not_before - now
         is_ordered = topic.queue and self._directory.known.subscriptions[topic.name].ordered
+        if message.priority and (is_ordered or not (topic.queue and self.capabilities.priorities)):
+            raise self._no_priority(message, topic)
         # Where there is an order it has its place now, and waits there for its time.
         due = message.not_before if delay > ladder.LONGEST or (is_ordered and delay > 0) else None
         properties = wire.properties_of(Copy(message=message, due=due))
@@ -244,6 +245,16 @@ class AMQPBroker(Broker):
         if topic.queue:
             return Post("", self._address.queue(topic.name), properties, message.body)
         return Post(self._address.events, topic.name, properties, message.body)
+
+    def _no_priority(self, message: Message, topic: Topic) -> UnsupportedOperation:
+        if not self.capabilities.priorities:
+            version = self._reading.server.get("version", "older")
+            reason = f"RabbitMQ has priorities for quorum queues since 4.3, and this is {version}"
+        elif topic.queue:
+            reason = f"{topic.name!r} is ordered, and RabbitMQ would let it overtake its key"
+        else:
+            reason = f"{topic.name!r} is a topic, and in its ordered subscriptions it would overtake its key"
+        return UnsupportedOperation(f"priority={message.priority}: {reason}; leave it out", "priorities")
 
     def _told(self, message: Message, answer: Answer) -> PostroomError | None:
         if answer == "refused":

@@ -227,26 +227,29 @@ class AMQPConsumer(Consumer):
         elif copy.due is not None and copy.due > now:
             self._give_back([(held, copy.released(copy.due), copy.due - now)])
         else:
-            (self._suspects if copy.is_suspect else self._buffer).append(held)
+            _line_up(held, self._suspects if copy.is_suspect else self._buffer)
             self._wake.set()
             if len(self._suspects) == _SUSPECTS + 1:
                 # Many come at once, when a worker has died: look when all that was read with it is here.
                 self._loop.call_soon(self._turn_away)
 
     def _sets_aside(self, held: Held) -> bool:
-        """Another client's message that cannot be handed out as it came."""
+        """A message that cannot be handed out as it came: another client's, or one that would overtake."""
         if held.copy.oversized:
             held.source.bury(held.tag)
         elif held.copy.nameless:
             # Whatever becomes of it, it must be known by one id: it is stored again with one.
             self._give_back([(held, wire.named(held.copy, new_id()).released(), 0.0)])
+        elif held.copy.message.priority and held.copy.deaths:
+            # What a queue takes back it hands out before all others; stored again, it has the place of its priority.
+            self._give_back([(held, held.copy.released(), 0.0)])
         else:
             return False
         return True
 
     def _take(self, count: int) -> list[Delivery]:
         taken: list[Held] = []
-        if self._suspects and not any(held.copy.is_suspect for held in self._leased):
+        if self._suspects and self._suspect_is_next() and not any(held.copy.is_suspect for held in self._leased):
             taken.append(self._suspects.popleft())
         while self._buffer and len(taken) < count:
             taken.append(self._buffer.popleft())
@@ -255,6 +258,9 @@ class AMQPConsumer(Consumer):
             held.until = until
         self._leased.update(taken)
         return [self._delivery(held) for held in taken]
+
+    def _suspect_is_next(self) -> bool:
+        return not self._buffer or self._buffer[0].copy.message.priority <= self._suspects[0].copy.message.priority
 
     def _delivery(self, held: Held) -> Delivery:
         copy = held.copy
@@ -370,3 +376,12 @@ class AMQPConsumer(Consumer):
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.warning("%s: %s", self._name, error)
+
+
+def _line_up(held: Held, line: deque[Held]) -> None:
+    """The more urgent before the others; the server hands them over so, but not if they were published meanwhile."""
+    priority = held.copy.message.priority
+    place = len(line)
+    while place and line[place - 1].copy.message.priority < priority:
+        place -= 1
+    line.insert(place, held)

@@ -25,6 +25,9 @@ from postroom.errors import BrokerUnavailable, ConfigurationError, SubscriptionN
 BACKSTOP = 100
 """Deaths of holders of one copy after which the server itself dead-letters it; ours come long before."""
 
+PRIORITIES_SINCE = (4, 3)
+"""Every quorum queue then hands out the highest of 32 first; 4.0 has two levels, of which the lower gets a share."""
+
 _LONGEST_NAME = 200
 """Bytes: with the words of the ladder it must fit into a routing key."""
 _UNLIMITED = 10 * 365 * 86_400 * 1000
