@@ -12,20 +12,22 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from services.base import Server, ServiceMissing
-from services.catalogue import NAMES, make_server
+from services.catalogue import BY_HAND, NAMES, make_server
 from services.postgresql import PgBouncer
 from services.sqs import ElasticMQServer, MotoServer
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m services", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; by default all")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; by default all but {' and '.join(BY_HAND)}"
+    )
     parser.add_argument("--check", action="store_true", help="start each once, which installs it, and stop it")
     options = parser.parse_args()
     for name in options.names:
         if name not in NAMES:
             parser.error(f"no service {name}; there are {', '.join(NAMES)}")
-    names = options.names or list(NAMES)
+    names = options.names or [name for name in NAMES if name not in BY_HAND]
     return _check(names) if options.check else _run(names)
 
 

@@ -21,6 +21,9 @@ NAMES = {
 }
 """Module of this package, and its class."""
 
+BY_HAND = ("postgresql18", "redis8")
+"""Those that no test names: ``POSTROOM_TEST_REDIS=redis8 pytest …`` runs any on them."""
+
 
 def make_server(name: str, folder: Path) -> Server:
     """A server that is not started. Raises ``KeyError`` for an unknown name."""

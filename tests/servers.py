@@ -19,8 +19,12 @@ def named(name: str) -> str | None:
 
 @contextmanager
 def private(name: str, folder: Path) -> Iterator[Server]:
-    """A server of one's own, to be killed and frozen. Where it cannot be had the test is skipped; in CI it fails."""
-    with started(make_server(name, folder)) as server:
+    """A server of one's own, to be killed and frozen. Where it cannot be had the test is skipped; in CI it fails.
+
+    ``POSTROOM_TEST_<NAME>`` names another of the catalogue to be used instead: ``POSTROOM_TEST_REDIS=valkey``.
+    """
+    chosen = os.environ.get(f"POSTROOM_TEST_{name.upper()}", name)
+    with started(make_server(chosen, folder)) as server:
         yield server
 
 
