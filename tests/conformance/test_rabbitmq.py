@@ -10,6 +10,8 @@ import pytest
 from services.base import Server
 
 from postroom.broker.amqp import AMQPBroker
+from postroom.broker.base import Subscription, Topic
+from postroom.message import Message, new_id
 from postroom.testing.conformance import *  # noqa: F403
 from postroom.testing.harness import Harness
 from tests.servers import named, private
@@ -55,6 +57,19 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server | None
 def harness(rabbitmq: Server | None) -> Harness:
     url = named("rabbitmq") or (rabbitmq.url if rabbitmq else "")
     return RabbitMQHarness(f"{url}?namespace={_NAMESPACE}", rabbitmq)
+
+
+def test_an_older_server_refuses_the_urgent(harness: Harness) -> None:
+    async def main() -> None:
+        broker = harness.make_broker()
+        await broker.connect()
+        if not broker.capabilities.priorities:
+            await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+            [told] = await broker.publish([Message(id=new_id(), topic="q", name="n", body=b"", priority=1)])
+            assert "priority=1: RabbitMQ has priorities for quorum queues since 4.3, and this is 3." in str(told)
+        await broker.close()
+
+    asyncio.run(main())
 
 
 _NAMESPACE = f"conformance-{uuid4().hex[:8]}"

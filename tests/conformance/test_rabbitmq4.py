@@ -5,7 +5,9 @@ As a rule only what depends on the server is tried; with ``POSTROOM_WHOLE_SUITE=
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -15,13 +17,14 @@ from services.base import Server
 
 import postroom.testing.conformance  # noqa: F401 -- fills the suite
 from postroom.broker.amqp import AMQPBroker
-from postroom.broker.base import Capabilities
+from postroom.broker.base import Ack, Broker, Capabilities, Subscription, Topic
+from postroom.message import Message, new_id
 from postroom.testing.harness import Harness
 from postroom.testing.suite import SUITE
 from tests.conformance.test_rabbitmq import RabbitMQHarness
 from tests.servers import private
 
-_AREAS = ("dead_letters", "fencing", "ordering", "retention", "timing")
+_AREAS = ("dead_letters", "fencing", "retention", "timing")
 _WHOLE = bool(os.environ.get("POSTROOM_WHOLE_SUITE"))
 globals().update(
     {
@@ -47,6 +50,61 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def harness(server: Server) -> Harness:
     return RabbitMQ4Harness(f"{server.url}?namespace={_NAMESPACE}", server)
+
+
+def test_the_delayed_do_not_wait_behind_the_urgent(harness: Harness) -> None:
+    """All wait on the same ladder, where only what is next in a queue can be found to have waited long enough."""
+
+    async def main() -> None:
+        broker = await _opened(harness)
+        consumer = await broker.consume(_QUEUE)
+        published = time.time()
+        usual = Message(id=new_id(), topic=_QUEUE, name="n", body=b"", not_before=published + 1.0)
+        assert await broker.publish([usual]) == [usual.id]
+        while time.time() < published + 10.0:
+            # Each of them waits still when the first is due.
+            due = time.time() + 1.0
+            await broker.publish(
+                [msgspec.structs.replace(usual, id=new_id(), priority=9, not_before=due) for _ in range(10)]
+            )
+            got = await consumer.receive(100, 0.05)
+            await consumer.settle([(delivery, Ack()) for delivery in got])
+            if usual.id in {delivery.message.id for delivery in got}:
+                break
+        assert 1.0 <= time.time() - published < 4.0
+        await broker.close()
+
+    asyncio.run(main())
+
+
+def test_nothing_urgent_where_there_is_an_order(harness: Harness) -> None:
+    async def main() -> None:
+        broker = await _opened(harness)
+        urgent = Message(id=new_id(), topic=f"{_QUEUE}-ordered", name="n", body=b"", key="k", priority=1)
+        told = await broker.publish([urgent, msgspec.structs.replace(urgent, topic=f"{_QUEUE}-topic")])
+        assert [str(error) for error in told] == [
+            f"priority=1: '{_QUEUE}-ordered' is ordered, and RabbitMQ would let it overtake its key; leave it out",
+            f"priority=1: '{_QUEUE}-topic' is a topic, and in its ordered subscriptions it would overtake its key; "
+            "leave it out",
+        ]
+        await broker.close()
+
+    asyncio.run(main())
+
+
+_QUEUE = "priorities"
+
+
+async def _opened(harness: Harness) -> Broker:
+    broker = harness.make_broker()
+    await broker.connect()
+    assert broker.capabilities.priorities
+    names = [_QUEUE, f"{_QUEUE}-ordered"]
+    await broker.declare(
+        [*(Topic(name=name, queue=True) for name in names), Topic(name=f"{_QUEUE}-topic")],
+        [Subscription(name=name, pattern=name, ordered=name.endswith("ordered")) for name in names],
+    )
+    return broker
 
 
 _NAMESPACE = f"conformance-{uuid4().hex[:8]}"

@@ -45,7 +45,8 @@ class AMQPBroker(Broker):
 
     ``amqp://user:password@host:5672/vhost``, ``amqps://`` for TLS; several hosts, with commas, are the nodes of a
     cluster. Options: ``namespace`` (how every name on the server begins, ``postroom``), ``heartbeat`` (seconds, 10);
-    for TLS ``cafile``, ``certfile``, ``keyfile``.
+    for TLS ``cafile``, ``certfile``, ``keyfile``. Jobs have priorities since 4.3, which shows in ``capabilities`` once
+    it is connected.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(

@@ -62,6 +62,7 @@ class AMQPConsumer(Consumer):
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._closing: asyncio.Task[None] | None = None
 
     # What the broker counts
 
@@ -154,10 +155,14 @@ class AMQPConsumer(Consumer):
         return lost
 
     async def close(self) -> None:
-        if self._closed:
-            return
         self._closed = True
         self._wake.set()
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._close())
+        # Whoever comes second waits too: after it the connection may go, and with it what is not given back yet.
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         try:
             await self._release_all()
             if self._tasks:

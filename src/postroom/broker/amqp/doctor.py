@@ -17,7 +17,6 @@ from postroom.errors import BrokerUnavailable
 
 OLDEST = (3, 10)
 """At-least-once dead-lettering came with it (rabbitmq.com/docs/quorum-queues)."""
-_UNTESTED = (4, 0)
 _MANY = 100_000
 
 
@@ -36,8 +35,6 @@ def _version(server: dict[str, Any]) -> Finding:
     if version < OLDEST:
         remedy = "upgrade to 3.10 or newer"
         return _told("error", "version", f"{told} loses messages when it moves them from queue to queue", remedy)
-    if version >= _UNTESTED:
-        return _told("warning", "version", f"{told}; this adapter is proven on 3.10, and follows what 4.x documents")
     return _told("ok", "version", told)
 
 
