@@ -14,8 +14,8 @@ RELEASE = os.environ.get("POSTROOM_DEBIAN", "forky")
 """Where the newer servers are from."""
 MIRROR = "http://deb.debian.org/debian"
 
-_BASE = ("base-files", "coreutils", "dash", "grep", "sed", "util-linux")
-"""What every Debian has, and so no package names it: the links of its folders, and what scripts are made of."""
+_BASE = ("base-files", "coreutils", "dash", "grep", "libc-bin", "sed", "util-linux")
+"""What every Debian has, and so no package names it: the links of its folders, what scripts are made of, and a locale."""
 _LEFT_OUT = ("doc", "i18n", "info", "locale", "man")
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _NAMES = "passwd: files\ngroup: files\nhosts: files dns\n"
