@@ -15,7 +15,7 @@ RELEASE = os.environ.get("POSTROOM_DEBIAN", "forky")
 MIRROR = "http://deb.debian.org/debian"
 
 _BASE = ("base-files", "coreutils", "dash", "grep", "libc-bin", "sed", "util-linux")
-"""What every Debian has, and so no package names it: the links of its folders, what scripts are made of, and a locale."""
+"""What every Debian has, and so no package names it: the links of its folders, what scripts need, and a locale."""
 _LEFT_OUT = ("doc", "i18n", "info", "locale", "man")
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _NAMES = "passwd: files\ngroup: files\nhosts: files dns\n"
