@@ -254,17 +254,18 @@ def test_a_result_that_cannot_be_kept_leaves_no_effect(memory: App, tmp_path: Pa
 
 
 def test_a_process_of_its_own(tmp_path: Path) -> None:
-    """The child opens the transaction."""
+    """The child opens the transaction, in a thread as a worker does: on an event loop Django's ORM would refuse."""
     url = f"sqlite:///{tmp_path}/shop.db"
     set_up(_engine(url))
     (tmp_path / "shop.py").write_text(
         f"""
-import sqlite3
+import asyncio, sqlite3
 from postroom import INJECTED, App
 app = App("sqlite:///broker.db")
 
 @app.task(transaction=lambda: sqlite3.connect("shop.db"), isolation="process")
 def pay(connection: sqlite3.Connection = INJECTED) -> int:
+    asyncio.run(asyncio.sleep(0))
     return connection.execute("{PAY}").rowcount
 
 if __name__ == "__main__":

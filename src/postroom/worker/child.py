@@ -68,7 +68,10 @@ async def _run(app: App, executor: Executor, reporter: _Reporter, request: wire.
         raise LookupError(f"the app in the child process has no handler for {request.message.name!r}")
     handler.compile()
     work = Work(delivery, handler, _NO_SOURCE, 0.0, reporter)
-    return await executor.acall(work, None) if handler.is_async else executor.call(work, None)
+    if handler.is_async:
+        return await executor.acall(work, None)
+    # As in a worker, not on the event loop: Django's ORM refuses to work there, and asyncio.run() in a handler fails.
+    return await asyncio.to_thread(executor.call, work, None)
 
 
 class _Reporter:

@@ -1,4 +1,4 @@
-"""Handlers for each kind of connection, which pay once. A first attempt stops half-way: there it is frozen."""
+"""Handlers for each kind of connection, which pay once. A first attempt stops half-way: there harm is done to it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 from postroom import INJECTED, App, Context, RetryPolicy
 from tests.transactions import ASYNC, SYNC, database_of, run
 
-BEFORE, AFTER = STEPS = ("before the mark", "after the effect")
-LEASE = 1.0
+BEFORE, AFTER, COMMITTED = STEPS = ("before the mark", "after the effect", "after the commit")
+LEASE = 5.0
+"""Seconds: more than a loaded machine takes to start all handlers."""
 _GIVE_UP = {
-    "postgresql": "SET idle_in_transaction_session_timeout = '500ms'",
-    "mysql": "SET SESSION idle_transaction_timeout = 1",
+    "postgresql": "SET idle_in_transaction_session_timeout = '5s'",
+    "mysql": "SET SESSION idle_transaction_timeout = 5",
 }
 """The server ends the transaction of a client that has gone silent, and with it its locks; SQLite has no server."""
 
@@ -37,6 +38,8 @@ def pay(way: str, step: str, ctx: Context = INJECTED) -> int:
         run(connection, _effect(way, step))
         while _stops(AFTER, way, step, ctx):
             time.sleep(0.01)
+    while _stops(COMMITTED, way, step, ctx):
+        time.sleep(0.01)
     return os.getpid()
 
 
@@ -57,6 +60,8 @@ async def _apay(way: str, step: str, ctx: Context) -> int:
             await run(connection, _effect(way, step))
             while _stops(AFTER, way, step, ctx):  # noqa: ASYNC110 -- told across processes
                 await asyncio.sleep(0.01)
+    while _stops(COMMITTED, way, step, ctx):  # noqa: ASYNC110 -- told across processes
+        await asyncio.sleep(0.01)
     return os.getpid()
 
 
