@@ -24,7 +24,7 @@ _GIVE_UP = {
 
 
 app = App(os.environ.get("SHOP_BROKER", "memory://"))
-_options_of_task: dict[str, Any] = {"lease": LEASE, "retry": RetryPolicy(max_attempts=99, backoff=lambda _: 0.2)}
+_options_of_task: dict[str, Any] = {"lease": LEASE, "retry": RetryPolicy(max_attempts=10_000, backoff=lambda _: 0.5)}
 
 
 @app.task(**_options_of_task)
