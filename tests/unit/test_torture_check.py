@@ -163,6 +163,21 @@ def test_what_was_given_back_under_fault_may_be_there_twice() -> None:
     assert kinds(evidence(history, TRANSFER, effects=DONE, atomic=False)) == {"unexplained", "resurrected"}
 
 
+def test_a_refused_return_may_have_left_its_copy() -> None:
+    """Where the copy is stored first, and then the original is found to belong to another."""
+    failed = handle(TRANSFER, "transfers", 1.0, settle="retry")
+    refused = [*failed[:-1], msgspec.structs.replace(failed[-1], outcome="fail")]
+    twice = [*handle(TRANSFER, "transfers", 5.0, attempt=2), *handle(TRANSFER, "transfers", 9.0, attempt=2)]
+    history = [*SENT, *refused, *twice]
+    assert kinds(evidence(history, TRANSFER, effects=DONE, atomic=False)) == set()
+    assert kinds(evidence(history, TRANSFER, effects=DONE)) == {"unexplained", "resurrected"}
+    # Then there is one copy more than deaths, and the first is delivered with the attempt that the second had.
+    died = [*handle(TRANSFER, "transfers", 5.0, attempt=2)[:2], fault("crash", 7.0)]
+    history = [*SENT, *refused, *died, *handle(TRANSFER, "transfers", 9.0, attempt=2, who="worker-2.1")]
+    assert kinds(evidence(history, TRANSFER, effects=DONE, atomic=False)) == set()
+    assert kinds(evidence(history, TRANSFER, effects=DONE)) == {"attempts"}
+
+
 def test_what_the_broker_moves_while_it_is_killed_may_be_there_twice() -> None:
     failed = handle(TRANSFER, "transfers", 1.0, settle="retry")
     twice = [*handle(TRANSFER, "transfers", 9.0, attempt=2), *handle(TRANSFER, "transfers", 13.0, attempt=2)]
@@ -257,10 +272,12 @@ def test_a_success_must_not_be_dead() -> None:
 
 def test_what_is_left_and_who_has_ended() -> None:
     assert kinds(evidence([*SENT, *ONCE], TRANSFER, effects=DONE, drained=None)) == {"left"}
-    ended = [Ended(actor="worker-1.1", t=20.0, text="exit code 1")]
-    assert kinds(evidence([*SENT, *ONCE], TRANSFER, effects=DONE, ended=ended)) == {"processes"}
     away = fault("restart", 15.0, "broker", until=19.0)
-    assert kinds(evidence([*SENT, *ONCE, away], TRANSFER, effects=DONE, ended=ended)) == set()
+    refused = [Ended(actor="worker-1.1", t=20.0, text="exit code 1; its last words:\nError: it cannot be reached")]
+    assert kinds(evidence([*SENT, *ONCE], TRANSFER, effects=DONE, ended=refused)) == {"processes"}
+    assert kinds(evidence([*SENT, *ONCE, away], TRANSFER, effects=DONE, ended=refused)) == set()
+    crashed = [Ended(actor="worker-1.1", t=20.0, text="exit code 1; its last words:\nKeyError: 'x'")]
+    assert kinds(evidence([*SENT, *ONCE, away], TRANSFER, effects=DONE, ended=crashed)) == {"processes"}
 
 
 def test_measured() -> None:

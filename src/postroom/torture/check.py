@@ -190,6 +190,7 @@ class Checker:
                     after.attempt == before.attempt
                     and self._record.only_killed(copy, before, after)
                     and not self._record.barely_begun(copy, before, after)
+                    and not self._doubled(token, copy, after)
                 ):
                     yield Violation("attempts", token, f"{subscription}: the death of {before.consumer} did not count")
 
@@ -271,8 +272,8 @@ class Checker:
 
     def _the_rest(self) -> Iterator[Violation]:
         for ended in self._evidence.ended:
-            # Without its broker a process cannot start; whoever supervises it starts it again.
-            if not self._record.cut_off(ended.actor, ended.t):
+            # Without its broker a process cannot start, and says so; whoever supervises it starts it again.
+            if not (ended.refused and self._record.cut_off(ended.actor, ended.t)):
                 yield Violation("processes", "", f"{ended.actor} ended by itself: {ended.text}")
         if self._evidence.drained is None:
             left = {each.name: each.ready + each.delayed + each.running for each in self._evidence.stats}

@@ -28,6 +28,12 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     t: float
     """Monotonic seconds."""
     text: str
+    """Exit code, and the last lines of its log."""
+
+    @property
+    def refused(self) -> bool:
+        """Whether it ended in order, with an error for people: no traceback, no signal."""
+        return self.text.rpartition("\n")[2].startswith("Error: ")
 
 
 class Actor:

@@ -18,8 +18,8 @@ _GRACE = 1.0
 """Seconds after an answered settlement in which a fault may still undo it: not every broker confirms an ack."""
 _NOTED = 1.0
 """Seconds within which a broker that notes starts has stored the note, on a busy machine."""
-_AWAY = 10.0
-"""Seconds for which a start may try before it gives up."""
+_AWAY = 60.0
+"""Seconds after which a start that met no broker has given up, on a busy machine."""
 
 
 class Handed(NamedTuple):
@@ -172,6 +172,8 @@ class Record:
         arrives = min((each.delivered.t for each in copy.handed if each.delivered.t > left), default=left)
         return (
             self.harmed(handed.delivered.consumer, left - _GRACE, handed.over + _GRACE)
+            # The copy was stored, and then the original was found to be no longer its own.
+            or any(event.outcome == "fail" for event in handed.settles)
             # On its way it is moved by the broker itself, also by storing and letting go.
             or self.struck(BROKER, left - _GRACE, arrives)
             or self._charged_unseen(copy, handed)
