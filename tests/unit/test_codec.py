@@ -112,7 +112,7 @@ def test_calls_that_do_not_fit_are_refused(args: Any, kwargs: Any, text: str) ->
 @pytest.mark.parametrize(
     "value",
     [{1}, math.nan, math.inf, {1: 2}, dt.datetime.now(dt.UTC), object(), b"x", [1, {"a": {2}}], Address("a", 1)],
-    ids=repr,
+    ids=["set", "nan", "inf", "number as name", "time", "object", "bytes", "set within", "struct"],
 )
 def test_untyped_arguments_that_json_would_change_are_refused(value: Any) -> None:
     def task(data: Any) -> None: ...
