@@ -182,3 +182,30 @@ def test_foreign_properties_harm_nobody(
         assert [letter.failures[-1].reason for letter in letters] == [reason] * count
         ids = {letter.message.id for letter in letters}
         assert app.dead_letters("mail").discard(sorted(ids)) == len(ids)
+
+
+def test_letters_that_look_alike_are_not_one(app: App, channel: BlockingChannel, namespace: str) -> None:
+    """C8: other clients may give one id to many messages, or none to any. Discarding one keeps the other."""
+
+    @app.task(queue="mail", retry=RetryPolicy(max_attempts=1))
+    def send(to: str) -> None:
+        raise ValueError(to)
+
+    box = app.dead_letters("mail")
+    app.connect()
+    with working(app):
+        for to in ("ann", "bob"):
+            channel.basic_publish(
+                "",
+                f"{namespace}.mail",
+                f'{{"to": "{to}"}}'.encode(),
+                pika.BasicProperties(type=send.name, message_id="1"),
+            )
+        for _ in range(2):
+            large = pika.BasicProperties(type=send.name, headers={"large": "x" * 110_000})
+            channel.basic_publish("", f"{namespace}.mail", b"{}", large)
+        letters = wait_until(lambda: len(found := box.list()) == 4 and found, "all are dead", 30.0)
+    for left in range(3, -1, -1):
+        assert box.discard([letters[0].message.id]) == 1
+        letters = box.list()
+        assert len(letters) == left

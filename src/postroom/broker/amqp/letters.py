@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
@@ -28,6 +29,9 @@ _MOST = 65_535
 _MARK = "postroom-end"
 _Place = tuple[float, str]
 """Time of death, and id."""
+_NOWHERE: _Place = (float("-inf"), "")
+_Twins = tuple[str, bytes]
+"""What two letters of one message have in common."""
 
 
 class Letters:
@@ -42,17 +46,20 @@ class Letters:
     async def page(
         self, subscription: str, ids: Sequence[str] | None, after: str | None, limit: int
     ) -> list[DeadLetter]:
-        """Oldest first, one of each id; bodies are kept of one page at a time."""
+        """Oldest first, one of each message; bodies are kept of one page at a time."""
         wanted = None if ids is None else frozenset(ids)
-        page: dict[str, tuple[_Place, DeadLetter]] = {}
-        listed = frozenset() if after is None else await self._up_to(subscription, after)
+        page: dict[object, tuple[_Place, DeadLetter]] = {}
+        listed, last = (frozenset(), _NOWHERE) if after is None else await self._up_to(subscription, after)
         async with _Look(self._link, self._publisher, self._address, subscription) as look:
-            async for _, copy in look:
-                message_id, place = copy.message.id, _place(copy)
-                if message_id in listed or (wanted is not None and message_id not in wanted):
+            async for tag, copy in look:
+                place, twins = _place(copy), _twins(copy)
+                if wanted is not None and copy.message.id not in wanted:
                     continue
-                if message_id not in page or place < page[message_id][0]:
-                    page[message_id] = (place, copy.letter(subscription))
+                if place <= last if twins is None else twins in listed:
+                    continue
+                key = twins or tag
+                if key not in page or place < page[key][0]:
+                    page[key] = (place, copy.letter(subscription))
                 if len(page) > 2 * limit + 100:
                     page = dict(heapq.nsmallest(limit, page.items(), key=lambda entry: entry[1][0]))
         return [letter for _, letter in heapq.nsmallest(limit, page.values(), key=lambda entry: entry[0])]
@@ -75,28 +82,34 @@ class Letters:
 
         return await self._take(subscription, ids, forget)
 
-    async def _up_to(self, subscription: str, last: str) -> frozenset[str]:
-        """The ids from the oldest letter to that of the id ``last``; none if that is not there."""
-        places: dict[str, _Place] = {}
+    async def _up_to(self, subscription: str, last: str) -> tuple[frozenset[_Twins], _Place]:
+        """Which are listed with the letters up to that of the id ``last``, and its place; none if it is not there."""
+        places: dict[_Twins, _Place] = {}
+        end = _NOWHERE
         async with _Look(self._link, self._publisher, self._address, subscription) as look:
             async for _, copy in look:
-                message_id, place = copy.message.id, _place(copy)
-                # By its first letter, if a message has two: else a list that goes on behind it would begin anew.
-                places[message_id] = min(place, places.get(message_id, place))
-        return frozenset(each for each, place in places.items() if last in places and place <= places[last])
+                place, twins = _place(copy), _twins(copy)
+                if twins is not None:
+                    # By its first letter, if a message has two: else a list that goes on behind it would begin anew.
+                    place = places[twins] = min(place, places.get(twins, place))
+                if copy.message.id == last:
+                    end = max(end, place)
+        return frozenset(each for each, place in places.items() if place <= end), end
 
     async def _take(self, subscription: str, ids: Sequence[str], let_go: Any) -> list[str]:
         """Remove those of ``ids`` for which ``let_go(copy)`` says that they may go. Returns which."""
         wanted = set(ids)
-        taken: set[str] = set()
+        taken: dict[str, _Twins | None] = {}
         async with _Look(self._link, self._publisher, self._address, subscription) as look:
             async for tag, copy in look:
-                if copy.message.id in taken:
+                message_id = copy.message.id
+                if message_id in taken:
                     # A second letter of one message: a crash has left it, between the two steps of a move or a retry.
+                    if (twins := _twins(copy)) is not None and twins == taken[message_id]:
+                        look.remove(tag)
+                elif message_id in wanted and await let_go(copy):
                     look.remove(tag)
-                elif copy.message.id in wanted and await let_go(copy):
-                    look.remove(tag)
-                    taken.add(copy.message.id)
+                    taken[message_id] = _twins(copy)
             await look.done()
         return [message_id for message_id in dict.fromkeys(ids) if message_id in taken]
 
@@ -188,3 +201,8 @@ class _Look:
 
 def _place(copy: Copy) -> _Place:
     return (copy.dead_at or 0.0, copy.message.id)
+
+
+def _twins(copy: Copy) -> _Twins | None:
+    """``None``: it has none. Other clients may give one id to many messages, or none to any; each is its own."""
+    return None if copy.nameless else (copy.message.id, sha256(copy.message.body).digest())

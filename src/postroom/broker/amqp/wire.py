@@ -201,12 +201,13 @@ def _foreign(properties: Any, headers: dict[str, Any], body: bytes, topic: str) 
         name[12:]: _text(value) for name, value in headers.items() if name[:12] in ("cloudEvents_", "cloudEvents:")
     }
     message_id = text_of(properties.message_id or events.get("id") or "")
+    name = text_of(events.get("type") or properties.type or topic)
     created_at = float(properties.timestamp or 0) or _seconds(events.get("time"))
     message = Message(
         # Only looked at, in a queue of dead letters, without ever having been handed out.
-        id=message_id or sha256(body).hexdigest()[:32],
+        id=message_id or sha256(name.encode() + body).hexdigest()[:32],
         topic=topic,
-        name=text_of(events.get("type") or properties.type or topic),
+        name=name,
         body=body,
         headers=_shown(headers) or NO_HEADERS,
         key=events.get("partitionkey"),
@@ -248,7 +249,7 @@ def read_dead(properties: Any, body: bytes, topic: Callable[[], str]) -> Copy:
         ),
         failed_at=died_at or copy.message.created_at,
     )
-    return copy.buried(told, told.failed_at)
+    return msgspec.structs.replace(copy.buried(told, told.failed_at), nameless=copy.nameless)
 
 
 def _death(headers: Mapping[str, Any]) -> tuple[str, float]:
