@@ -413,6 +413,31 @@ def test_a_crowd_of_suspects_is_charged_once(server: RabbitMQServer, url: str) -
     through_a_proxy(url, server.port, scenario)
 
 
+def test_who_reads_what_is_declared_takes_it_from_nobody(url: str) -> None:
+    """C10: its message is held by a reader that is slow, or frozen; nobody takes that for an empty server."""
+
+    async def main() -> None:
+        first, reader, second = AMQPBroker(url), AMQPBroker(url), AMQPBroker(url)
+        for broker in (first, reader, second):
+            await broker.connect()
+        await first.declare([Topic(name="one", queue=True)], [Subscription(name="one", pattern="one")])
+        channel = await reader._reading.channel()
+        assert await channel.get(reader._address.internal("topology")) is not None
+        declaring = asyncio.create_task(
+            second.declare([Topic(name="two", queue=True)], [Subscription(name="two", pattern="two")])
+        )
+        with pytest.raises(BrokerUnavailable, match="somebody else is reading"):
+            await first.stats()
+        assert not declaring.done()
+        await channel.close()
+        await declaring
+        for broker in (first, reader, second):
+            assert [each.name for each in await broker.stats()] == ["one", "two"]
+            await broker.close()
+
+    asyncio.run(main())
+
+
 def test_an_ordered_holder_that_dies(server: RabbitMQServer, url: str) -> None:
     """C14, C7: the next one has the messages in their order, knows of earlier failures, and charges what was tried."""
     first, second = (message(key="k") for _ in range(2))

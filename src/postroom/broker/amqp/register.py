@@ -11,8 +11,6 @@ from postroom.broker.amqp.confirms import Post, Publisher
 from postroom.broker.amqp.link import NOT_FOUND, Channel, Link, Refused
 from postroom.errors import BrokerUnavailable
 
-_ELSEWHERE = 1.0
-"""Seconds for which an empty queue may only mean that somebody else is reading its message."""
 _PAUSE = 0.02
 
 _PERSISTENT = 2
@@ -27,12 +25,16 @@ class Register:
         self._queue = queue
         self.version = 0
 
-    async def read(self) -> bytes:
-        """What was written last; empty if nothing ever was."""
+    async def read(self, patience: float) -> bytes | None:
+        """What was written last. ``b""``: there is no such queue, so nothing ever was.
+
+        ``None``: it was empty for ``patience`` seconds, because somebody is reading its message and does not give it
+        back, or because who wanted to write the first one died after making the queue.
+        """
         channel = await self._link.channel()
         try:
             found = await self._newest(channel)
-            for _ in range(int(_ELSEWHERE / _PAUSE)):
+            for _ in range(int(patience / _PAUSE)):
                 if found is not None:
                     break
                 await asyncio.sleep(_PAUSE)
@@ -44,7 +46,7 @@ class Register:
         finally:
             # What was taken to be read goes back with the channel.
             await channel.close()
-        return b"" if found is None else found
+        return found
 
     async def look(self) -> bytes:
         """``read`` for the only one who reads it: an empty queue is empty."""

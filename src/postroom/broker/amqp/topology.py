@@ -28,6 +28,11 @@ BACKSTOP = 100
 PRIORITIES_SINCE = (4, 3)
 """Every quorum queue then hands out the highest of 32 first; 4.0 has two levels, of which the lower gets a share."""
 
+_ELSEWHERE = 5.0
+"""Seconds for which others may be reading the topology, one after the other, on a slow server."""
+_FROZEN = 4
+"""Heartbeats after which the server has surely closed the connection of a client that gives no sign of life; it does
+so after two (rabbitmq.com/docs/heartbeats)."""
 _LONGEST_NAME = 200
 """Bytes: with the words of the ladder it must fit into a routing key."""
 _UNLIMITED = 10 * 365 * 86_400 * 1000
@@ -77,8 +82,13 @@ class Directory:
         self.known = State()
 
     async def refresh(self) -> State:
-        """Read what others have declared meanwhile."""
-        text = await self._register.read()
+        """Read what others have declared meanwhile. Raises ``BrokerUnavailable``."""
+        text = await self._register.read(_ELSEWHERE)
+        if text is None:
+            raise BrokerUnavailable("somebody else is reading what is declared, and does not give it back; try again")
+        return self._read(text)
+
+    def _read(self, text: bytes) -> State:
         self.known = msgspec.json.decode(text, type=State) if text else State()
         return self.known
 
@@ -98,7 +108,8 @@ class Directory:
         async with self._mutex:
             lock = await self._lock()
             try:
-                before = await self.refresh()
+                # Whoever reads is thrown out by the server if he is frozen. After that nobody does: it is empty.
+                before = self._read(await self._register.read(_ELSEWHERE + _FROZEN * self._address.heartbeat) or b"")
                 state = State(dict(before.topics), dict(before.subscriptions))
                 yield state
                 if state != before:
