@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from uuid import uuid4
@@ -72,6 +73,37 @@ def test_the_delayed_do_not_wait_behind_the_urgent(harness: Harness) -> None:
             if usual.id in {delivery.message.id for delivery in got}:
                 break
         assert 1.0 <= time.time() - published < 4.0
+        await broker.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_declared_can_be_read_any_number_of_times(harness: Harness) -> None:
+    """C10: since 4.0 a queue drops by default what was given back twenty times, and whoever reads gives back."""
+
+    async def main() -> None:
+        broker = await _opened(harness)
+        for _ in range(30):
+            assert len(await broker.stats()) == 2
+        await broker.close()
+
+    asyncio.run(main())
+
+
+def test_a_queue_of_an_older_server_is_told_of(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        broker = AMQPBroker(f"{server.url}?namespace=older")
+        await broker.connect()
+        channel = await broker._reading.channel()
+        plain = {"x-queue-type": "quorum"}
+        await channel.call("queue_declare", queue="older:topology", durable=True, arguments=plain)
+        await channel.close()
+        await broker.declare([Topic(name="old", queue=True)], [Subscription(name="old", pattern="old")])
+        (command,) = [each.getMessage() for each in caplog.records if "set_policy" in each.getMessage()]
+        policy = shlex.split(command.partition("rabbitmqctl ")[2])
+        await asyncio.to_thread(server.control, *policy)  # type: ignore[attr-defined]
+        for _ in range(30):
+            assert [each.name for each in await broker.stats()] == ["old"]
         await broker.close()
 
     asyncio.run(main())

@@ -64,10 +64,9 @@ class Register:
         await self._store(properties, body)
 
     async def replace(self, body: bytes) -> None:
-        """Write ``body``. A death on the way leaves both, and the newer is read."""
+        """Write ``body`` to the queue, which is there. A death on the way leaves both, and the newer is read."""
         channel = await self._link.channel()
         try:
-            await channel.call("queue_declare", queue=self._queue, durable=True, arguments={"x-queue-type": "quorum"})
             await self._newest(channel)
             properties = BasicProperties(
                 content_type="application/json",

@@ -7,6 +7,8 @@ it a process knows what others have declared, and which bindings a changed subsc
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -21,6 +23,8 @@ from postroom.broker.amqp.register import Register
 from postroom.broker.base import Subscription, Topic
 from postroom.broker.routing import matches
 from postroom.errors import BrokerUnavailable, ConfigurationError, SubscriptionNotFound
+
+logger = logging.getLogger("postroom.broker")
 
 BACKSTOP = 100
 """Deaths of holders of one copy after which the server itself dead-letters it; ours come long before."""
@@ -113,6 +117,7 @@ class Directory:
                 state = State(dict(before.topics), dict(before.subscriptions))
                 yield state
                 if state != before:
+                    await self._declare_kept(self._address.internal("topology"))
                     await self._register.replace(msgspec.json.encode(state, enc_hook=dict))
                 self.known = state
             finally:
@@ -201,9 +206,13 @@ class Directory:
         try:
             await channel.call("queue_declare", queue=queue, durable=True, arguments=arguments)
         except Refused as error:
-            # Made by an older server, without a limit: it stays, and a policy can lift the limit; doctor tells.
             if error.code != PRECONDITION_FAILED:
                 raise _refusal(error) from error
+            logger.warning(
+                "the queue %s was made before RabbitMQ 4.0, which drops what was looked at twenty times; lift that: "
+                """rabbitmqctl set_policy --apply-to queues kept-%s '^%s$' '{"delivery-limit": -1}'""",
+                queue, queue, re.escape(queue),
+            )  # fmt: skip
         finally:
             await channel.close()
 
