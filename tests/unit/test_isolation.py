@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from postroom import App
+from postroom.broker.base import Delivery, Release
+from postroom.message import Message
+from postroom.worker import isolation
 from postroom.worker.isolation import Child, ChildLost, ChildPool
+from postroom.worker.work import Work
 
 SOURCE = """
 from collections.abc import Iterator
@@ -60,6 +67,39 @@ def test_a_child_that_cannot_import_the_app_is_lost(tmp_path: Path, monkeypatch:
             child.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("lacking", ["processes", "files"])
+def test_what_the_system_refuses_gives_the_message_back(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C2: else it would be held, and its lease renewed, for as long as the worker lives."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EAGAIN, f"no more {lacking}")
+
+    target = (isolation._spawn.Process, "start") if lacking == "processes" else (isolation._spawn, "Pipe")
+    monkeypatch.setattr(*target, refuse)
+    app = App("memory://")
+
+    @app.task(isolation="process")
+    def work() -> None:
+        raise AssertionError
+
+    delivery = Delivery(
+        message=Message(id="m", topic="default", name="work", body=b"[]"), subscription="default", attempt=1
+    )
+    handler = app.topology.handler("default", work.name)
+    assert handler is not None
+
+    async def scenario() -> object:
+        children = ChildPool("any", "app", 2, spare=False)
+        given = Work(delivery, handler, cast("Any", None), 0.0, lambda *_: None)
+        try:
+            return await children.run(given, lambda _: None, lambda *_: None)
+        finally:
+            await children.close()
+
+    assert asyncio.run(scenario()) == Release(isolation.BROKEN_START_DELAY)
+    app.close()
 
 
 def test_a_spare_is_kept_only_where_it_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,9 +45,14 @@ class Child:
 
     async def start(self) -> None:
         """Have it import the app. Raises ``ChildLost`` if it does not come up."""
-        await asyncio.to_thread(self._process.start)
-        # Our copy must go, or the end of the process would not end the stream.
-        self._theirs.close()
+        try:
+            await asyncio.to_thread(self._process.start)
+        except OSError as error:
+            # As many processes, or as much memory, as the system allows: its message must not be held for ever.
+            raise ChildLost(f"the system starts no process: {error}") from error
+        finally:
+            # Our copy must go, or the end of the process would not end the stream.
+            self._theirs.close()
         await self._ready()
 
     async def open(self) -> None:
@@ -216,7 +221,10 @@ class ChildPool:
             return None
 
     async def _start(self) -> Child:
-        process = Child(self._module, self._variable)
+        try:
+            process = Child(self._module, self._variable)
+        except OSError as error:
+            raise ChildLost(f"the system gives no pipe: {error}") from error
         self._all.add(process)
         try:
             await process.start()
