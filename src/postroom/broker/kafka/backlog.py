@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from postroom.broker.base import Delivery
 from postroom.broker.kafka import wire
-from postroom.broker.kafka.ledger import FULL, Ledger
+from postroom.broker.kafka.ledger import Ledger
 from postroom.broker.kafka.wire import Envelope
 
 
@@ -154,11 +154,12 @@ class Backlog:
                 item = queue.popleft()
                 if item.state != "waiting" or not item.part.alive:
                     continue
-                full = item.part.ledger.ranges >= FULL
-                if item.part.moving or full or (item.suspect and not suspects):
+                ledger = item.part.ledger
+                if item.part.moving or (item.suspect and not suspects) or not ledger.has_room(item.offset):
                     skipped.append(item)
                     continue
                 item.state = "out"
+                ledger.hand_out(item.offset)
                 count, most = count - 1, most - 1
                 suspects -= item.suspect
                 yield item

@@ -249,7 +249,6 @@ class Hub:
                     continue
                 claim = item.claim = Claim(item, consumer, self._loop.time() + lease)
                 suspects -= claim.suspect
-                item.part.ledger.hand_out(item.offset)
                 item.part.dirty = True
                 claims.append(claim)
         self._claims.update(claims)

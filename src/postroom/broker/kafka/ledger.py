@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 ROOMY = 100
 """Ranges beyond which what waits for its time should be moved away."""
 FULL = 200
-"""Ranges beyond which nothing more is handed out: their text must fit."""
+"""Ranges beyond which only that is handed out which makes them fewer: their text must fit."""
 
 _VERSION = "p1"
 
@@ -55,6 +55,14 @@ class Ledger:
         self.out.pop(offset, None)
         self.deaths.pop(offset, None)
         self._complete(offset, offset + 1)
+
+    def has_room(self, offset: int) -> bool:
+        """Whether the text fits if this is handed out.
+
+        It has room for a suspect, which is in it already, and for what comes first, whose end makes the prefix longer.
+        Without them a full text would stay full: nothing of the partition would ever be done again.
+        """
+        return self.ranges < FULL or offset in self.deaths or offset == self.prefix
 
     def hand_out(self, offset: int) -> None:
         """A suspect counts as started at once: it may kill before a note of its start is kept."""
