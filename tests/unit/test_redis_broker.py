@@ -11,10 +11,10 @@ import pytest
 from redis import Redis
 from services.base import Server
 
-from postroom.broker.base import Ack, Release, Subscription, Topic
+from postroom.broker.base import Ack, Dead, Release, Retry, Subscription, Topic
 from postroom.broker.redis import RedisBroker
 from postroom.broker.redis.records import escape
-from postroom.message import Message
+from postroom.message import Failure, Message
 from tests.servers import private
 
 
@@ -195,6 +195,60 @@ def test_a_token_that_nobody_waits_for_is_passed_on(url: str) -> None:
         await broker.publish(messages("q", 1))
         assert len(await waiting) == 1
         assert time.monotonic() - begin < 0.6
+        await broker.close()
+
+    asyncio.run(main())
+
+
+def test_what_the_server_has_deleted_holds_up_nobody(url: str, server: Server, namespace: str) -> None:
+    """A server that makes room by itself: a message is gone, and the others go on, whatever it was doing."""
+
+    async def main() -> None:
+        broker = RedisBroker(url)
+        await broker.connect()
+        await broker.declare(
+            [*QUEUE[0], Topic(name="o", queue=True)], [*QUEUE[1], Subscription(name="o", pattern="o", ordered=True)]
+        )
+        await broker.publish(messages("q", 8))
+        await broker.publish(messages("o", 4, key="k"))
+        consumer, ordered = await broker.consume("q", lease=0.5), await broker.consume("o", lease=0.5)
+        acked, failed, dead, buried, lost = await consumer.receive(5, 1.0)
+        await consumer.settle([(buried, Dead(Failure(attempt=1, reason="error")))])
+        (head,) = await ordered.receive(5, 1.0)
+        ordered.started([head])
+        with Redis.from_url(server.url) as client:
+            gone = [*(item.message.id for item in (acked, failed, dead, buried, lost)), "q-00006"]
+            client.delete(*(f"{{{namespace}}}:sub:q:message:{message_id}" for message_id in gone))
+            client.delete(*(f"{{{namespace}}}:sub:o:message:o-0000{n}" for n in (0, 1, 3)))
+        failure = Failure(attempt=1, reason="error")
+        outcomes = [(acked, Ack()), (failed, Retry(delay=0.0, failure=failure)), (dead, Dead(failure))]
+        assert await consumer.settle(outcomes) == [None] * 3
+        await asyncio.sleep(0.6)
+        assert [item.message.id for item in await ordered.receive(5, 1.0)] == ["o-00002"]
+        got = await consumer.receive(5, 1.0)
+        assert [item.message.id for item in got] == ["q-00005", "q-00007"]
+        await consumer.settle([(item, Ack()) for item in got])
+        assert {(stats.name, stats.ready, stats.delayed, stats.running) for stats in await broker.stats()} == {
+            ("o", 0, 1, 1), ("q", 0, 0, 0),
+        }  # fmt: skip
+        assert len(await broker.jobs.search()) == 5
+        assert [letter.message.body for letter in await broker.dead_letters("q")] == [b"", b""]
+        assert await broker.redrive("q", [buried.message.id]) == []
+        assert await broker.discard("q", [dead.message.id]) == [dead.message.id]
+        assert await broker.dead_letters("q") == []
+        await broker.close()
+
+    asyncio.run(main())
+
+
+def test_a_retention_beyond_all_times_keeps_all(url: str) -> None:
+    async def main() -> None:
+        broker = RedisBroker(url)
+        await broker.connect()
+        await broker.declare([Topic(name="t", retention=1e12)], [Subscription(name="s", pattern="t")])
+        assert await broker.publish(messages("t", 1)) == ["t-00000"]
+        assert (await broker.stats())[0].ready == 1
+        assert await broker.replay("s") == 0
         await broker.close()
 
     asyncio.run(main())

@@ -49,6 +49,20 @@ def test_nothing_is_wrong(server: Server, client: Redis) -> None:
     assert found.keys() == {"version", "role", "last writes", "clock", "replicas", "memory", "persistence", "eviction"}
 
 
+def test_a_server_that_has_made_room(server: Server, client: Redis) -> None:
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    client.set("victim", "x" * 3_000_000)
+    client.config_set("maxmemory", str(client.info("memory")["used_memory"] - 1_000_000))
+    try:
+        client.set("other", "x")
+        found = findings(server.url)["deleted to make room"]
+        assert (found.level, "may be among them" in found.detail) == ("error", True)
+    finally:
+        client.config_set("maxmemory", "100mb")
+        client.config_resetstat()
+        client.flushall()
+
+
 @pytest.mark.parametrize(
     ("settings", "title", "level", "words"),
     [

@@ -17,6 +17,11 @@ def test_all_parts() -> None:
     assert found.shown == "rediss://redis.example:6390/3"
 
 
+def test_an_address_in_numbers() -> None:
+    found = parse("redis://[::1]:6390/1")
+    assert (found.host, found.port, found.shown) == ("::1", 6390, "redis://[::1]:6390/1")
+
+
 def test_defaults() -> None:
     found = parse("redis://localhost")
     assert (found.port, found.database, found.username, found.password) == (6379, 0, None, None)
@@ -28,6 +33,12 @@ def test_defaults() -> None:
     [
         ("redis://", "write redis://"),
         ("redis://:secret@host:port", "port"),
+        ("redis://:secret/x@host", "%2F"),
+        ("redis://ann:secret#x@host", "%23"),
+        ("redis://ann:secret\u2100@host", "write redis://"),
+        ("redis://host/0#secret", "no '#"),
+        ("redis://host/\u0663", "the database must be a number"),
+        ("redis://host?namespace=a&namespace=b", "each option once"),
         ("redis://:secret@host/zero", "the database must be a number"),
         ("redis://:secret@host/0?namespce=x", "did you mean 'namespace'"),
         ("redis://:secret@host/0?timeout=3", "known are namespace"),

@@ -42,10 +42,18 @@ def parse(url: str) -> Address:
     try:
         parts = urlsplit(url)
         port = parts.port or 6379
-    except ValueError as error:
-        raise ConfigurationError(f"redis URL: {error}; write redis://[user:password@]host[:port][/database]") from error
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    shown = f"{parts.scheme}://{parts.hostname or ''}:{port}{parts.path}"
+    except ValueError:
+        # What is wrong may be a password that is not escaped: the error would show it.
+        raise ConfigurationError(
+            "redis URL: write redis://[user:password@]host[:port][/database], the port a number up to 65535, and in "
+            "user and password %2F for '/', %23 for '#', %3F for '?' and %40 for '@'"
+        ) from None
+    given = parse_qsl(parts.query, keep_blank_values=True)
+    options = dict(given)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+    shown = f"{parts.scheme}://{host}:{port}{parts.path}"
+    if parts.fragment or len(options) < len(given):
+        raise ConfigurationError(f"{shown}: no '#…' at the end, and each option once")
     if parts.scheme not in ("redis", "rediss") or not parts.hostname:
         raise ConfigurationError(f"{shown}: write redis://[user:password@]host[:port][/database], or rediss:// for TLS")
     for name in options:
@@ -68,7 +76,7 @@ def parse(url: str) -> Address:
 
 def _database(path: str, shown: str) -> int:
     text = path.removeprefix("/") or "0"
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal()):
         raise ConfigurationError(f"{shown}: the database must be a number, as in redis://host/0, not {text!r}")
     return int(text)
 

@@ -108,9 +108,9 @@ class RedisBroker(Broker):
         item = await self._topology.subscription(subscription)
         await self._notes.connect()
         consumer = RedisConsumer(self._link, self._notes, self._clock, item, lease, self._consumers.discard)
-        self._consumers.add(consumer)
         await self._beat([consumer])
-        self._inlet.start(consumer.holder)
+        self._consumers.add(consumer)
+        self._inlet.start()
         if self._beating is None:
             self._beating = asyncio.get_running_loop().create_task(self._keep_beating())
         return consumer

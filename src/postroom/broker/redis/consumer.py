@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from postroom.broker.redis.notes import Notes
 from postroom.broker.redis.topology import missing
 from postroom.clock import Clock
 from postroom.message import Message
+
+logger = logging.getLogger("postroom.broker")
 
 BATCH = 500
 """Messages claimed by one script: the server does nothing else meanwhile."""
@@ -79,9 +82,13 @@ class RedisConsumer(LeasingConsumer):
             )
         except Gone:
             raise missing(self._name) from None
-        deliveries = [
-            self._delivery(told[at].decode(), turn, records.mapping(told[at + 1])) for at in range(2, len(told), 2)
-        ]
+        deliveries: list[Delivery] = []
+        for at in range(2, len(told), 2):
+            message_id = told[at].decode()
+            if told[at + 1]:
+                deliveries.append(self._delivery(message_id, turn, records.mapping(told[at + 1])))
+            else:
+                logger.error("%s: message %s was deleted from the server before it was handled", self._name, message_id)
         return deliveries, float(told[1]) if told[1] else LOOK_AGAIN
 
     def _delivery(self, message_id: str, turn: int, stored: records.Fields) -> Delivery:

@@ -40,7 +40,7 @@ async def examine(link: Link) -> list[Finding]:
         writes(info),
         clock(before, seconds + microseconds / 1e6, after),
     ]
-    findings += [replicas(info, config), room(info)]
+    findings += [replicas(info, config), room(info), *evicted(info)]
     return findings + (list(settings(config)) if config is not None else [_hidden("settings", "CONFIG GET")])
 
 
@@ -118,6 +118,14 @@ def room(info: Told) -> Finding:
         remedy = "raise maxmemory, set limits on queues, shorten result_ttl: at the end producers are refused"
         return _finding("warning", "memory", detail, remedy)
     return _finding("ok", "memory", detail)
+
+
+def evicted(info: Told) -> Iterator[Finding]:
+    count = int(info.get("evicted_keys", 0))
+    if count:
+        detail = f"{count:,} since the server began: messages, dead letters and idempotency keys may be among them"
+        remedy = "CONFIG SET maxmemory-policy noeviction, and CONFIG RESETSTAT once you have looked at what is missing"
+        yield _finding("error", "deleted to make room", detail, remedy)
 
 
 def settings(config: Told) -> Iterator[Finding]:

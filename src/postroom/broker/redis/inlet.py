@@ -23,6 +23,8 @@ from postroom.message import MAX_PRIORITY, Message
 logger = logging.getLogger("postroom.broker")
 
 GROUP = "postroom"
+_CONSUMER = "postroom"
+"""The same for every process: who has taken an entry is told by its idle time, and names of the dead would pile up."""
 _PAGE = 100
 _ABANDONED = 5.0
 """Seconds after which an entry that somebody took, and did not remove, is anybody's."""
@@ -48,10 +50,10 @@ class Inlet:
         """When to look for what others left, by ``time.monotonic``."""
         self._running: asyncio.Task[None] | None = None
 
-    def start(self, consumer: str) -> None:
-        """Unless it runs. ``consumer``: a name no other process uses."""
+    def start(self) -> None:
+        """Unless it runs."""
         if self._running is None:
-            self._running = asyncio.get_running_loop().create_task(self._run(consumer))
+            self._running = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
         if self._running is not None:
@@ -59,14 +61,14 @@ class Inlet:
         if self._client is not None:
             await self._client.aclose()
 
-    async def _run(self, consumer: str) -> None:
+    async def _run(self) -> None:
         while True:
             try:
                 if await self._ready():
                     if time.monotonic() >= self._look_at:
                         self._look_at = time.monotonic() + _ABANDONED
-                        await self._store(await self._abandoned(consumer))
-                    await self._store(await self._fresh(consumer))
+                        await self._store(await self._abandoned())
+                    await self._store(await self._fresh())
             except BrokerClosed:
                 return
             except PostroomError as error:
@@ -97,18 +99,18 @@ class Inlet:
                         raise
         self._streams, self._version = streams, known.version
 
-    async def _fresh(self, consumer: str) -> list[Entry]:
+    async def _fresh(self) -> list[Entry]:
         """Wait for what comes."""
         wanted = dict.fromkeys(self._streams, ">")
         with self._link.translated():
-            found = await self._client.xreadgroup(GROUP, consumer, wanted, count=_PAGE, block=int(BLOCK * 1000))
+            found = await self._client.xreadgroup(GROUP, _CONSUMER, wanted, count=_PAGE, block=int(BLOCK * 1000))
         return [entry for stream, entries in found or [] for entry in self._entries(stream, entries)]
 
-    async def _abandoned(self, consumer: str) -> list[Entry]:
+    async def _abandoned(self) -> list[Entry]:
         taken: list[Entry] = []
         with self._link.using() as client, self._link.translated():
             for stream in self._streams:
-                told = await client.xautoclaim(stream, GROUP, consumer, int(_ABANDONED * 1000), count=_PAGE)
+                told = await client.xautoclaim(stream, GROUP, _CONSUMER, int(_ABANDONED * 1000), count=_PAGE)
                 taken += self._entries(stream, told[1])
         return taken
 

@@ -71,7 +71,7 @@ class RedisJobs(JobStore):
             for at in range(2, len(told), 2):
                 stored = records.mapping(told[at + 1])
                 record = records.record(told[at].decode(), name, stored, float(told[0]))
-                found.append((stored[b"seq"], record))
+                found.append((stored.get(b"seq", b""), record))
             before = told[1]
             if not before:
                 break

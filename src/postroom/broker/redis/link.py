@@ -210,6 +210,8 @@ def _translated(error: ResponseError, where: str) -> Exception:
         return Gone()
     if "WRONGPASS" in text or "NOAUTH" in text or "invalid DB index" in text or "DB index is out of range" in text:
         return ConfigurationError(f"{where} refuses us: {text}")
+    if "compiling script" in text:
+        return ConfigurationError(f"{where} is too old: Postroom needs Redis 7.0 or newer, or Valkey")
     if text.startswith("OOM") or "maxmemory" in text:
         return BrokerUnavailable(f"{where} is full (maxmemory) and takes no messages: {text}")
     if text.startswith(_CANNOT_WRITE):

@@ -53,18 +53,18 @@ def mapping(flat: Sequence[bytes]) -> dict[bytes, bytes]:
 
 
 def message(message_id: str, stored: Fields) -> Message:
-    """The message as it was published."""
+    """The message as it was published; what is missing, as somebody has deleted it, is empty."""
     get = stored.get
     headers, key, once = get(b"headers"), get(b"key"), get(b"idempotency_key")
     return Message(
         id=message_id,
-        topic=stored[b"topic"].decode(),
-        name=stored[b"type"].decode(),
+        topic=get(b"topic", b"").decode(),
+        name=get(b"type", b"").decode(),
         body=get(b"data", b""),
         headers=_headers.decode(headers) if headers else NO_HEADERS,
         key=None if key is None else key.decode(),
         priority=int(get(b"priority", 0)),
-        created_at=float(stored[b"time"]),
+        created_at=float(get(b"time", 0)),
         not_before=_time(get(b"not_before")),
         expires_at=_time(get(b"expires")),
         idempotency_key=None if once is None else once.decode(),
@@ -87,7 +87,7 @@ def letter(message_id: str, subscription: str, stored: Fields) -> DeadLetter:
         message=message(message_id, stored),
         subscription=subscription,
         failures=failures(stored),
-        dead_at=float(stored[b"finished_at"]),
+        dead_at=float(stored.get(b"finished_at", 0)),
         redriven=int(stored.get(b"redriven", 0)),
     )
 
@@ -103,11 +103,11 @@ def record(message_id: str, subscription: str, stored: Fields, now: float) -> Jo
     return JobRecord(
         id=message_id,
         subscription=subscription,
-        topic=stored[b"topic"].decode(),
-        name=stored[b"type"].decode(),
+        topic=get(b"topic", b"").decode(),
+        name=get(b"type", b"").decode(),
         state=JobState(state),
         attempt=attempt(stored),
-        created_at=float(stored[b"time"]),
+        created_at=float(get(b"time", 0)),
         not_before=due if waits and due > now else None,
         started_at=_time(get(b"started_at")),
         finished_at=_time(get(b"finished_at")),

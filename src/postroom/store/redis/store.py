@@ -11,10 +11,10 @@ from typing import Any
 from postroom.broker.base import Subscription, Topic
 from postroom.broker.redis import doctor
 from postroom.broker.redis.address import parse
-from postroom.broker.redis.link import Link, Stale
+from postroom.broker.redis.link import Link, Stale, end
 from postroom.clock import Clock, SystemClock
 from postroom.doctor import Finding
-from postroom.errors import BrokerUnavailable, IdempotencyConflict, PostroomError
+from postroom.errors import IdempotencyConflict, PostroomError
 from postroom.message import Message
 from postroom.store.base import Admission, Again, Claim, End, Store
 from postroom.store.records import DEAD, PURGED, SUCCEEDED, WAITING
@@ -55,8 +55,7 @@ class RedisStore(Store):
 
     async def close(self) -> None:
         if self._sweeping is not None:
-            self._sweeping.cancel()
-            await asyncio.wait([self._sweeping])
+            await end(self._sweeping)
             self._sweeping = None
         await self._link.close()
 
@@ -272,7 +271,7 @@ class RedisStore(Store):
             await asyncio.sleep(SWEEP)
             try:
                 await self.sweep()
-            except BrokerUnavailable as error:
+            except PostroomError as error:
                 logger.warning("cannot remove old records now: %s", error)
 
 

@@ -176,6 +176,28 @@ async def test_replay_leaves_alone_what_is_still_to_be_done(scene: Scene) -> Non
     assert sorted(await _all(scene, name, 3)) == sorted(others)
 
 
+@proves("I25", "I4")
+@requires("retention", "known_ids")
+async def test_what_was_suspect_is_replayed_as_any_other(scene: Scene) -> None:
+    """its former life is over: it is no suspect any more, and purged it does not come."""
+    topic = await scene.topic(retention=1000 * scene.unit)
+    name = await scene.subscribe(topic)
+    await scene.publish(scene.message(topic))
+    frozen, consumer = await scene.consume(name), await scene.consume(name)
+    await scene.kill(frozen, started=[await scene.take_one(frozen)])
+    suspect = await scene.take_one(consumer)
+    assert suspect.suspect
+    await scene.ack(consumer, suspect)
+    assert await scene.broker.replay(name) == 1
+    again = await scene.take_one(consumer)
+    assert (again.attempt, again.suspect) == (1, False)
+    await scene.ack(consumer, again)
+    assert await scene.broker.replay(name) == 1
+    assert await scene.broker.purge(name) == 1
+    await scene.nothing(consumer)
+    assert await scene.counts(name) == {}
+
+
 @proves("I25", "C11")
 @requires("retention", "deduplication")
 async def test_a_duplicate_is_retained_once(scene: Scene) -> None:

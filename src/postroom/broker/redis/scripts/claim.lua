@@ -1,4 +1,5 @@
--- Lease ready messages. Answers: the time, seconds until the next is due by time alone, then id and fields of each.
+-- Lease ready messages. Answers: the time, seconds until the next is due by time alone, then id and fields of each;
+-- no fields: the message is not there any more.
 local s = open_declared(take())
 if not s then return redis.error_reply('GONE no such subscription') end
 local holder, turn, lease, max, suspect = take(), take(), tonumber(take()), tonumber(take()), take()
@@ -36,19 +37,21 @@ local expiring = #found > 0 and call('ZCARD', s.expiry) > 0
 for _, member in ipairs(found) do
   local id = sub(member, 17)
   local key = s.message .. id
-  local expires = expiring and call('ZSCORE', s.expiry, id)
-  if expires and tonumber(expires) <= now then
+  local stored, expires = call('HGETALL', key), expiring and call('ZSCORE', s.expiry, id)
+  if #stored == 0 then
+    answer[#answer + 1], answer[#answer + 2] = id, stored
+    miss_any(s, id)
+  elseif expires and tonumber(expires) <= now then
     finish(s, id, 'expired')
   else
-    answer[#answer + 1] = id
-    answer[#answer + 1] = call('HGETALL', key)
+    answer[#answer + 1], answer[#answer + 2] = id, stored
     call('HSET', key, 'state', 'running', 'started_at', now_text)
     leases[#leases + 1] = till
     leases[#leases + 1] = holder .. '/' .. turn .. '/' .. id
   end
 end
-if #leases > 0 then
-  call('ZADD', s.leases, unpack(leases))
+if #leases > 0 then call('ZADD', s.leases, unpack(leases)) end
+if #answer > 2 then
   if more then ring(s) end
   return answer
 end

@@ -58,9 +58,28 @@ local function place(s, id)
   call('ZADD', lane(s, m[2], m[3]), m[5] == '1' and '0' or m[4], m[1] .. id)
 end
 
+local function forget(s, id)
+  call('DEL', s.message .. id)
+  call('ZREM', s.records, id)
+  call('ZREM', s.ended, id)
+  call('ZREM', s.dead, id)
+end
+
+-- A server that makes room by itself, or somebody by hand, has deleted a message that had not ended.
+local function miss(s, id)
+  call('HINCRBY', s.info, 'live', -1)
+  forget(s, id)
+end
+
 -- Of one key only the head can be taken: the one that runs, else the first published.
 local function advance(s, key)
-  local first = call('ZRANGE', s.p .. 'key:' .. key, 0, 0)[1]
+  local line = s.p .. 'key:' .. key
+  local first = call('ZRANGE', line, 0, 0)[1]
+  while first and call('EXISTS', s.message .. sub(first, 17)) == 0 do
+    call('ZREM', line, first)
+    miss(s, sub(first, 17))
+    first = call('ZRANGE', line, 0, 0)[1]
+  end
   local head = call('HGET', s.heads, key)
   if head then
     local m = call('HMGET', s.message .. sub(head, 17), 'state', 'priority', 'suspect')
@@ -76,11 +95,13 @@ local function advance(s, key)
   end
 end
 
-local function forget(s, id)
-  call('DEL', s.message .. id)
-  call('ZREM', s.records, id)
-  call('ZREM', s.ended, id)
-  call('ZREM', s.dead, id)
+-- The same, where its key is not known: those behind it must not wait for it.
+local function miss_any(s, id)
+  local heads = call('HGETALL', s.heads)
+  for n = 1, #heads, 2 do
+    if sub(heads[n + 1], 17) == id then return advance(s, heads[n]) end
+  end
+  miss(s, id)
 end
 
 -- Whether a message holds its key against unique ones, in any of the subscriptions it went to: 'until_done' as long as
@@ -151,7 +172,8 @@ end
 -- What ran waits again: after a delay, or ahead of all others. suspect: '1', '' or nil for as it was.
 local function wait(s, id, delay, ahead, suspect)
   local key = s.message .. id
-  local m = call('HMGET', key, 'cancel', 'key', 'ordered', 'expires', 'due')
+  local m = call('HMGET', key, 'cancel', 'key', 'ordered', 'expires', 'due', 'seq')
+  if not m[6] then return miss_any(s, id) end
   if m[1] then return finish(s, id, 'cancelled') end
   call('HSET', key, 'state', 'waiting', 'due', ahead and m[5] or now + delay, 'ahead', ahead and '1' or '')
   call('HDEL', key, 'progress')
@@ -180,7 +202,7 @@ local function revive(s, id, ordered)
   call('ZREM', s.ended, id)
   call('ZREM', s.dead, id)
   call('HSET', key, 'state', 'waiting', 'due', now_text, 'ahead', '', 'failed', 0)
-  call('HDEL', key, 'finished_at', 'started_at', 'result', 'progress', 'cancel', 'ordered')
+  call('HDEL', key, 'finished_at', 'started_at', 'result', 'progress', 'cancel', 'ordered', 'suspect')
   enter(s, id, m[1], m[2], now, m[3], ordered and m[3])
 end
 
@@ -188,8 +210,8 @@ end
 local function recover(s, lease)
   local holder, id = string.match(lease, '^([^/]+)/[^/]+/(.*)$')
   call('ZREM', s.leases, lease)
-  if call('SREM', s.started, lease) == 0 then return wait(s, id, 0, true) end
   local m = call('HMGET', s.message .. id, 'failed', 'started_at')
+  if call('SREM', s.started, lease) == 0 or not m[2] then return wait(s, id, 0, true) end
   local text = 'the lease ended while the handler ran: its worker died or was frozen'
   add_failure(s, id, string.format(
     '{"attempt":%d,"reason":"worker_lost","message":"%s","worker":%s,"started_at":%s,"failed_at":%s}',

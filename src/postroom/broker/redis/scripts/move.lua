@@ -5,8 +5,10 @@ local discard, ordered, moved = take() == 'discard', take() == '1', {}
 for _ = 1, tonumber(take()) do
   local id = take()
   if call('ZSCORE', s.dead, id) then
-    moved[#moved + 1] = id
-    if discard then
+    -- Of a letter that the server has deleted there is nothing left to redrive.
+    local gone = call('EXISTS', s.message .. id) == 0
+    if discard or not gone then moved[#moved + 1] = id end
+    if discard or gone then
       drop(s, id)
     else
       call('HINCRBY', s.message .. id, 'redriven', 1)

@@ -41,7 +41,7 @@ local function retain(topic, retention, id, first, last)
   local key = root .. 'log:' .. topic
   local place = ARGV[1] == '' and '*' or string.format('%d-*', now * 1000)
   call('XADD', key, place, 'id', id, unpack(ARGV, first, last))
-  call('XTRIM', key, 'MINID', '~', string.format('%d', (now - retention) * 1000))
+  call('XTRIM', key, 'MINID', '~', string.format('%d', math.max(0, now - retention) * 1000))
 end
 
 -- What was stored is entered, all of a subscription in few calls.
@@ -83,7 +83,7 @@ local function hold_key(once_key, id, payload, window, wanted, unique)
   call('HSET', once_key, 'id', id, 'payload', payload, 'until', unique and 'inf' or now + window,
     'subs', table.concat(names, ':'))
   if unique then call('PERSIST', once_key)
-  else call('PEXPIRE', once_key, math.ceil(window * 1000) + 1000) end
+  else call('PEXPIRE', once_key, math.min(math.ceil(window * 1000) + 1000, 1e15)) end
 end
 
 -- Those that want it and do not know it; whether any knows it; and the names of those that are full.

@@ -13,7 +13,7 @@ for n = 1, tonumber(take()) do
         -- Those given back stand first, under no time of their own.
         local ahead = call('ZRANGEBYSCORE', key, '-inf', 0, 'LIMIT', 0, 100)
         for _, member in ipairs(ahead) do
-          since = math.min(since, tonumber(call('HGET', s.message .. sub(member, 17), 'due')))
+          since = math.min(since, tonumber(call('HGET', s.message .. sub(member, 17), 'due') or now))
         end
         local first = call('ZRANGEBYSCORE', key, '(0', time_text(now), 'WITHSCORES', 'LIMIT', 0, 1)[2]
         if first then since = math.min(since, tonumber(first)) end
