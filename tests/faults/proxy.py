@@ -29,6 +29,11 @@ class Proxy:
         self.requests = 0
         """Pieces of requests that have come in."""
 
+    @property
+    def connections(self) -> int:
+        """How many there are."""
+        return len(self._writers) // 2
+
     def start(self) -> None:
         self._thread.start()
         self._ready.wait()

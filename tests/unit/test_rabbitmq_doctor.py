@@ -15,6 +15,7 @@ from postroom.broker.amqp.address import parse
 from postroom.broker.amqp.doctor import _transport, _user, _version
 from postroom.broker.base import Subscription, Topic
 from postroom.doctor import Finding
+from postroom.errors import ConfigurationError
 from postroom.message import Message, new_id
 from tests.servers import private
 
@@ -80,6 +81,17 @@ def test_a_permission_is_missing(server: RabbitMQServer, namespace: str) -> None
     assert (found.level, "write" in found.detail) == ("error", True)
     assert f"set_permissions -p / {namespace}" in found.remedy
     assert "secret" not in repr(found)
+
+
+def test_the_permissions_of_our_manual_do(server: RabbitMQServer, namespace: str) -> None:
+    names = rf"^{namespace}[.:].*|amq\.default"
+    server.control("add_user", namespace, "secret")
+    server.control("set_permissions", namespace, names, names, names)
+    found = findings(server, namespace, user=f"{namespace}:secret")
+    assert {finding.level for finding in found.values()} == {"ok"}, found
+    server.control("set_permissions", namespace, names, names, "nothing")
+    with pytest.raises(ConfigurationError, match="a user needs configure, write and read for"):
+        findings(server, namespace, user=f"{namespace}:secret")
 
 
 @pytest.mark.parametrize(("what", "title"), [("{0}.q", "queues"), ("{0}.q:dead", "queues"), ("{0}:delay:7", "delays")])

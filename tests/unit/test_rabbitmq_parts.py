@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pika import BasicProperties, frame, spec
+from pika import BasicProperties, exceptions, frame, spec
 
 from postroom.broker.amqp import ladder, wire
 from postroom.broker.amqp.address import parse
@@ -18,7 +18,7 @@ from postroom.broker.amqp.copies import Copy
 from postroom.broker.amqp.frames import Connection, Properties, _Taker
 from postroom.broker.amqp.ladder import LEVELS, LONGEST, UNIT, way
 from postroom.broker.amqp.link import translated
-from postroom.errors import ConfigurationError, EncodeError, MessageTooLarge
+from postroom.errors import BrokerUnavailable, ConfigurationError, EncodeError, MessageTooLarge
 from postroom.message import Failure, Message
 
 
@@ -46,6 +46,9 @@ class TestAddress:
             ("amqp://u:secret@h?cafile=x", "amqps"),
             ("amqps://u:secret@h?keyfile=x", "certfile"),
             ("amqp://u:secret@h:99999", "no host"),
+            ("amqp://[::1", "IPv6"),
+            ("amqp://u:sec/secret@h", "%2F"),
+            ("amqp://u:secret?x@h", "%3F"),
             ("amqp://u:secret@h#x", "amqp://user:password@host"),
             ("http://u:secret@h", "amqp://user:password@host"),
         ],
@@ -142,8 +145,27 @@ class TestWire:
         assert len(b"".join(wire.properties_of(copy).encode())) < 131_072 - 8
 
     def test_headers_that_do_not_fit(self) -> None:
+        message = msgspec.structs.replace(MESSAGE, headers={"a": "ä" * 60_000})
         with pytest.raises(MessageTooLarge, match="headers"):
-            wire.properties_of(Copy(message=msgspec.structs.replace(MESSAGE, headers={"a": "ä" * 60_000})))
+            wire.check_size(message, wire.properties_of(Copy(message=message)))
+
+    def test_what_grows_on_its_way_is_measured_as_it_travels(self) -> None:
+        """A header that we keep in JSON takes six bytes for each control character: the server would hang up."""
+        message = msgspec.structs.replace(MESSAGE, headers={"x-blob": "\x01" * 20_000})
+        with pytest.raises(MessageTooLarge, match="120,"):
+            wire.check_size(message, wire.properties_of(Copy(message=message)))
+        foreign = BasicProperties(message_id="1", headers={"cloudEvents:partitionkey": "\x01" * 20_000})
+        assert wire.read(foreign, b"{}", lambda: "q").oversized
+        passed_on = wire.properties_of(Copy(message=MESSAGE))
+        assert not wire.read(passed_on, b"{}", lambda: "q").oversized
+        passed_on.headers["trace"] = "x" * 100_000
+        assert wire.read(passed_on, b"{}", lambda: "q").oversized
+
+    def test_a_name_is_no_mark(self) -> None:
+        message = msgspec.structs.replace(MESSAGE, name=wire.mark("7").type, body=b"")
+        assert not wire.is_mark(wire.properties_of(Copy(message=message)), b"")
+        assert not wire.is_mark(BasicProperties(type=message.name), b"1")
+        assert wire.is_mark(wire.mark("7"), b"")
 
     @pytest.mark.parametrize("field", ["id", "name", "key"])
     def test_half_a_surrogate_pair(self, field: str) -> None:
@@ -173,8 +195,9 @@ class TestWire:
 
     def test_a_damaged_history(self) -> None:
         properties = wire.properties_of(Copy(message=MESSAGE))
-        properties.headers["postroom-failures"] = b"\x00"
-        assert wire.read(properties, b"", lambda: "q").failures() == ()
+        for damaged in (b"\x00", 7):
+            properties.headers["postroom-failures"] = damaged
+            assert wire.read(properties, b"", lambda: "q").failures() == ()
 
 
 MESSAGE = Message(id="1", topic="q", name="n", body=b"{}")
@@ -265,9 +288,20 @@ class TestLadder:
         assert way(parse("amqp://"), 1e9, "q.a")[1].startswith("1." * LEVELS)
 
 
-def test_an_unknown_error_of_pika_is_told() -> None:
-    from pika import exceptions
-
-    assert "refuses this user" in str(translated(exceptions.ProbableAuthenticationError()))
-    assert "virtual host" in str(translated(exceptions.ProbableAccessDeniedError()))
+def test_a_body_that_nobody_asked_for_is_left_alone() -> None:
     assert _Taker(lambda *_: None).takes(3, b"", 0, 0) is False
+
+
+@pytest.mark.parametrize(
+    ("made", "kind"),
+    [
+        (exceptions.ProbableAuthenticationError("(403) ACCESS_REFUSED - Login was refused"), ConfigurationError),
+        (exceptions.ProbableAuthenticationError("Transport indicated EOF"), BrokerUnavailable),
+        (exceptions.ProbableAccessDeniedError("(530) NOT_ALLOWED - vhost x not found"), ConfigurationError),
+        (exceptions.ProbableAccessDeniedError("(530) NOT_ALLOWED - vhost x is down"), BrokerUnavailable),
+        (exceptions.ProbableAccessDeniedError("(530) NOT_ALLOWED - … limit (1) is reached"), BrokerUnavailable),
+        (exceptions.ProbableAccessDeniedError("Transport indicated EOF"), BrokerUnavailable),
+    ],
+)
+def test_what_passes_by_itself_is_no_wrong_configuration(made: Exception, kind: type[Exception]) -> None:
+    assert type(translated(made)) is kind

@@ -84,6 +84,11 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.namespace}:{what}"
 
     @property
+    def names(self) -> str:
+        """A pattern of all names for which a user needs permissions."""
+        return rf"^{re.escape(self.namespace)}[.:].*|amq\.default"
+
+    @property
     def events(self) -> str:
         """The exchange for events; the routing key is the topic."""
         return self.internal("events")
@@ -94,9 +99,17 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse(url: str) -> Address:
     """Raises ``ConfigurationError`` that names the part which is wrong, and never repeats the password."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigurationError(f"broker URL amqp://…: {error}") from error
     if parts.scheme not in _PORTS or parts.fragment:
         raise ConfigurationError(f"broker URL {parts.scheme}://…: write amqp://user:password@host:5672/vhost")
+    if "@" in parts.path + parts.query:
+        # Where a password is cut off by its own slash, what stands before it is no host, nor to be shown as one.
+        raise ConfigurationError(
+            f"broker URL {parts.scheme}://…: an @ behind the host; write / in a password as %2F, ? as %3F, @ as %40"
+        )
     fields: dict[str, object] = {"tls": parts.scheme == "amqps"}
     credentials, separator, hosts = parts.netloc.rpartition("@")
     if separator:

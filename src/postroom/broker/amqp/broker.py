@@ -240,6 +240,7 @@ class AMQPBroker(Broker):
         # Where there is an order it has its place now, and waits there for its time.
         due = message.not_before if delay > ladder.LONGEST or (is_ordered and delay > 0) else None
         properties = wire.properties_of(Copy(message=message, due=due))
+        wire.check_size(message, properties)
         if delay > 0 and not is_ordered:
             to = ladder.to_queue(topic.name) if topic.queue else ladder.to_topic(topic.name)
             return Post(*ladder.way(self._address, delay, to), properties, message.body)
@@ -275,7 +276,10 @@ class AMQPBroker(Broker):
         for topic in topics.values():
             if not topic.retention or not matches(subscription.pattern, topic.name):
                 continue
-            start = max(self._clock.now() - topic.retention, since or 0.0)
+            now = self._clock.now()
+            start = max(now - topic.retention, since or 0.0)
+            if start > now:
+                continue
             batch: list[tuple[Copy, float]] = []
             stream = self._address.history(topic.name)
             async for copy in history.read(self._reading, self._publisher, stream, topic.name, start):

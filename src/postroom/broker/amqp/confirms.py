@@ -83,9 +83,8 @@ class Publisher:
             pass
         if all(answer == "unknown" for answer in batch.answers):
             reason = None if channel.reason is None else translated(channel.reason)
-            raise BrokerUnavailable(
-                f"not confirmed: {reason or 'no answer'}; the same call may be repeated"
-            ) from reason
+            hint = "" if isinstance(reason, Refused) else "; the same call may be repeated"
+            raise BrokerUnavailable(f"not confirmed: {reason or 'no answer'}{hint}") from reason
         return batch.answers
 
     def _write(self, channel: Channel, batch: _Batch, index: int, post: Post) -> None:

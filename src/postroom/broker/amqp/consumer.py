@@ -105,10 +105,11 @@ class AMQPConsumer(Consumer):
                 if found:
                     await self._hand_out(found)
                     return found
+                # Also if there is no time left: who only ever looks in would find nothing.
+                source.ask(self._demand(max_messages))
                 left = None if deadline is None else deadline - self._loop.time()
                 if left is not None and left <= 0:
                     return []
-                source.ask(self._demand(max_messages))
                 self._wake.clear()
                 await self._office.clock.wait(self._wake, left)
                 if not (source.is_alive or source.is_deleted or self._closed or source is not self._source):

@@ -53,27 +53,31 @@ def _user(address: Address) -> Finding:
 
 
 async def _permissions(link: Link, address: Address) -> Finding:
-    """Tried with a queue that ends with its connection: configure, write (to bind it), read (to take from it)."""
-    queue = address.internal("doctor")
-    steps: dict[str, tuple[str, dict[str, Any]]] = {
-        "configure": ("queue_declare", {"queue": queue, "exclusive": True, "auto_delete": True}),
-        "read": ("queue_purge", {"queue": queue}),
-        "write": ("queue_bind", {"queue": queue, "exchange": "amq.topic", "routing_key": queue}),
-    }
-    remedy = f"rabbitmqctl set_permissions -p {address.vhost} {address.user} {{0}} {{0}} {{0}}"
-    mine = f"'^{address.namespace}[.:].*|amq\\..*'"
-    for permission, (method, arguments) in steps.items():
+    """Tried with a queue that ends with its connection, and an exchange that ends with the queue's binding to it."""
+    name = address.internal("doctor")
+    steps: list[tuple[str, str, dict[str, Any]]] = [
+        ("configure", "queue_declare", {"queue": name, "exclusive": True, "auto_delete": True}),
+        ("configure", "exchange_declare", {"exchange": name, "auto_delete": True}),
+        ("read", "queue_purge", {"queue": name}),
+        ("write", "queue_bind", {"queue": name, "exchange": name, "routing_key": name}),
+    ]
+    for permission, method, arguments in steps:
         channel = await link.channel()
         try:
             await channel.call(method, **arguments)
         except Refused as error:
-            return _told("error", "permissions", f"no permission to {permission}: {error}", remedy.format(mine))
+            return _told("error", "permissions", f"no permission to {permission}: {error}", _permit(address))
         finally:
             await channel.close()
     channel = await link.channel()
-    await channel.call("queue_delete", queue=queue)
+    await channel.call("queue_delete", queue=name)
     await channel.close()
     return _told("ok", "permissions", "configure, read and write")
+
+
+def _permit(address: Address) -> str:
+    names = f"'{address.names}'"
+    return f"rabbitmqctl set_permissions -p {address.vhost} {address.user} {names} {names} {names}"
 
 
 async def _alarms(publisher: Publisher, address: Address) -> Finding:
@@ -84,6 +88,8 @@ async def _alarms(publisher: Publisher, address: Address) -> Finding:
         await publisher.send([nowhere])
         await publisher.send([nowhere])
     except BrokerUnavailable as error:
+        if isinstance(error.__cause__, Refused):
+            return _told("error", "permissions", f"no permission to write: {error}", _permit(address))
         remedy = "give it memory and disk; rabbitmq-diagnostics alarms tells which is short"
         return _told("error", "alarms", str(error), remedy)
     return _told("ok", "alarms", "it takes messages")

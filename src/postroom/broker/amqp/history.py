@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from pika import BasicProperties  # type: ignore[import-untyped]
-
 from postroom.broker.amqp import wire
 from postroom.broker.amqp.confirms import Post, Publisher
 from postroom.broker.amqp.copies import Copy
@@ -19,7 +17,6 @@ from postroom.errors import BrokerUnavailable
 
 logger = logging.getLogger("postroom.broker.amqp")
 
-_END = "postroom-end"
 _WINDOW = 500
 _SILENCE = 10.0
 
@@ -30,8 +27,7 @@ async def read(link: Link, publisher: Publisher, stream: str, topic: str, since:
     A server tells nobody where a stream ends; so we write a mark at its end, and read up to that.
     """
     mark = uuid4().hex
-    properties = BasicProperties(message_id=mark, type=_END, delivery_mode=2)
-    (answer,) = await publisher.send([Post("", stream, properties, b"")])
+    (answer,) = await publisher.send([Post("", stream, wire.mark(mark), b"")])
     if answer != "stored":
         raise BrokerUnavailable(f"cannot read {stream!r}: {answer}")
     channel = await link.channel()
@@ -54,12 +50,14 @@ async def read(link: Link, publisher: Publisher, stream: str, topic: str, since:
                 raise BrokerUnavailable(f"the connection was lost while reading {stream!r}")
             method, properties, body = found
             channel.raw.basic_ack(method.delivery_tag)
-            if properties.message_id == mark:
-                return
+            if wire.is_mark(properties, body):
+                if properties.message_id == mark:
+                    return
+                continue
             copy = wire.read(properties, body, lambda: topic)
             if copy.oversized:
                 logger.warning("%s: message %s cannot be repeated: its headers are too large", topic, copy.message.id)
-            elif properties.type != _END and copy.message.created_at >= since:
+            elif copy.message.created_at >= since:
                 yield copy
     except TimeoutError as error:
         raise BrokerUnavailable(f"{stream!r} was silent for {_SILENCE:.0f} s before its end") from error

@@ -9,24 +9,20 @@ from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
-from pika import BasicProperties  # type: ignore[import-untyped]
-
 from postroom.broker.amqp import wire
 from postroom.broker.amqp.address import Address
 from postroom.broker.amqp.confirms import Post, Publisher
 from postroom.broker.amqp.copies import Copy
-from postroom.broker.amqp.link import Link, Refused
+from postroom.broker.amqp.link import ACCESS_REFUSED, Link, Refused
 from postroom.clock import Clock
 from postroom.errors import BrokerUnavailable
 from postroom.message import DeadLetter
 
-_ACCESS_REFUSED = 403
 _OTHERS = 20.0
 """Seconds to wait while somebody else looks through the same queue."""
 _PAUSE = 0.05
 _SILENCE = 5.0
 _MOST = 65_535
-_MARK = "postroom-end"
 _Place = tuple[float, str]
 """Time of death, and id."""
 _NOWHERE: _Place = (float("-inf"), "")
@@ -137,7 +133,7 @@ class _Look:
                 await self._begin()
                 return self
             except Refused as error:
-                if error.code != _ACCESS_REFUSED:
+                if error.code != ACCESS_REFUSED:
                     raise BrokerUnavailable(str(error)) from error
             except BaseException:
                 await self._channel.close()
@@ -170,7 +166,7 @@ class _Look:
             if found is None:
                 raise BrokerUnavailable(f"the connection was lost while looking through {self._queue!r}")
             method, properties, body = found
-            if properties.type != _MARK:
+            if not wire.is_mark(properties, body):
                 return method.delivery_tag, wire.read_dead(properties, body, lambda: self._topic)
             self.remove(method.delivery_tag)
             self._at_end = properties.message_id == self._mark
@@ -193,8 +189,7 @@ class _Look:
             exclusive=True,
             on_message_callback=lambda _, *found: self._arrived.put_nowait(found),
         )
-        properties = BasicProperties(message_id=self._mark, type=_MARK, delivery_mode=2)
-        (answer,) = await self._publisher.send([Post("", self._queue, properties, b"")])
+        (answer,) = await self._publisher.send([Post("", self._queue, wire.mark(self._mark), b"")])
         if answer != "stored":
             raise BrokerUnavailable(f"cannot look through {self._queue!r}: {answer}")
 

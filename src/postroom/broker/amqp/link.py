@@ -29,6 +29,7 @@ CALL_PATIENCE = 30.0
 BLOCKED_PATIENCE = 5.0
 """Seconds to wait while the server takes nothing because memory or disk run out (rabbitmq.com/docs/alarms)."""
 
+ACCESS_REFUSED = 403
 NOT_FOUND = 404
 LOCKED = 405
 PRECONDITION_FAILED = 406
@@ -49,11 +50,8 @@ class Link:
         self._unblocked.set()
         self._closed = False
         self._gone: asyncio.Future[None] | None = None
-
-    @property
-    def server(self) -> dict[str, Any]:
-        """What the server tells of itself: ``version``, ``product``, ``capabilities``; empty while there is none."""
-        return getattr(self._connection, "server_properties", None) or {}
+        self.server: dict[str, Any] = {}
+        """What the server has told of itself: ``version``, ``product``, ``capabilities``; empty before it was there."""
 
     async def channel(self) -> Channel:
         """A new channel. Raises ``BrokerUnavailable`` or ``ConfigurationError``."""
@@ -64,7 +62,13 @@ class Link:
         except exceptions.AMQPError as error:
             raise translated(error, self._address) from error
         channel.fails(opened)
-        await answered(opened)
+        try:
+            await answered(opened)
+        except asyncio.CancelledError:
+            # Nobody will close it; and a connection has room for no more than some two thousand.
+            if not (channel.raw.is_closing or channel.raw.is_closed):
+                channel.raw.close()
+            raise
         return channel
 
     async def unblocked(self) -> None:
@@ -102,6 +106,7 @@ class Link:
                 raise BrokerClosed("the broker was closed; make a new one")
             if self._connection is None or not self._connection.is_open:
                 self._connection = await self._connect()
+                self.server = self._connection.server_properties
             return self._connection
 
     async def _connect(self) -> Any:
@@ -139,7 +144,15 @@ class Link:
         connection.add_on_connection_blocked_callback(lambda *_: self._unblocked.clear())
         connection.add_on_connection_unblocked_callback(lambda *_: self._unblocked.set())
         self._gone = gone
-        return await opened
+        try:
+            return await opened
+        except asyncio.CancelledError:
+            # Nobody will have it; as it is not open yet, it cannot be closed yet either.
+            if connection.is_open:
+                connection.close()
+            else:
+                connection.add_on_open_callback(lambda connection: connection.close())
+            raise
 
     def _parameters(self, host: str, port: int, context: Any) -> Any:
         address = self._address
@@ -278,14 +291,19 @@ def _translated(error: BaseException, where: str) -> BrokerError | Configuration
         return _translated(error.exceptions[-1], where)
     if isinstance(error, connection_workflow.AMQPConnectorPhaseErrorBase):
         return _translated(error.exception, where)
-    if isinstance(error, exceptions.AuthenticationError | exceptions.ProbableAuthenticationError):
+    if isinstance(error, exceptions.ProbableAuthenticationError) and "ACCESS_REFUSED" in str(error):
         return ConfigurationError(f"{where} refuses this user and password")
-    if isinstance(error, exceptions.ProbableAccessDeniedError):
+    if isinstance(error, exceptions.ProbableAccessDeniedError) and _is_final(str(error)):
         return ConfigurationError(f"{where}: no such virtual host, or not for this user")
     if isinstance(error, exceptions.ChannelClosedByBroker):
         return Refused(error.reply_code, error.reply_text)
     if isinstance(error, exceptions.ChannelClosedByClient | exceptions.ConnectionClosedByClient):
         return BrokerClosed("the broker was closed; make a new one")
-    if isinstance(error, exceptions.ConnectionClosedByBroker) and error.reply_code == 530:
-        return ConfigurationError(f"{where}: {error.reply_text}")
     return BrokerUnavailable(f"{where} cannot be reached: {error or type(error).__name__!s}")
+
+
+def _is_final(refusal: str) -> bool:
+    """pika takes every connection that ends in this phase for one that was not allowed, also one that was cut; and the
+    server refuses with the same code for a while: a virtual host that still starts, or has all the connections it may.
+    """
+    return "NOT_ALLOWED" in refusal and "is down" not in refusal and "is reached" not in refusal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from collections.abc import Callable, Sequence
 
@@ -35,6 +36,9 @@ class Office:
             await channel.call("queue_declare", queue=queue, passive=True)
         except Refused as error:
             raise gone(subscription, error) from error
+        except asyncio.CancelledError:
+            await channel.close()
+            raise
         return Subscriber(channel, queue, arrived, lost)
 
     async def put(self, subscription: str, copies: Sequence[tuple[Copy, float]]) -> list[Answer]:

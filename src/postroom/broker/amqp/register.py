@@ -63,21 +63,20 @@ class Register:
         properties = BasicProperties(delivery_mode=_PERSISTENT, headers={"version": version})
         await self._store(properties, body)
 
-    async def replace(self, body: bytes) -> None:
-        """Write ``body`` to the queue, which is there. A death on the way leaves both, and the newer is read."""
-        channel = await self._link.channel()
-        try:
-            await self._newest(channel)
-            properties = BasicProperties(
-                content_type="application/json",
-                delivery_mode=_PERSISTENT,
-                headers={"version": self.version + 1},
-            )
-            await self._store(properties, body)
-            channel.raw.basic_ack(0, multiple=True)
-            await channel.call("flow", active=True)
-        finally:
-            await channel.close()
+    async def replace(self, channel: Channel, body: bytes) -> None:
+        """Write ``body`` to the queue, which is there. A death on the way leaves both, and the newer is read.
+
+        Raises ``BrokerUnavailable`` if ``channel`` is lost: what it holds for the caller is then another's.
+        """
+        await self._newest(channel)
+        properties = BasicProperties(
+            content_type="application/json",
+            delivery_mode=_PERSISTENT,
+            headers={"version": self.version + 1},
+        )
+        await self._store(properties, body)
+        channel.raw.basic_ack(0, multiple=True)
+        await channel.call("flow", active=True)
 
     async def _store(self, properties: Any, body: bytes) -> None:
         (answer,) = await self._publisher.send([Post("", self._queue, properties, body)])

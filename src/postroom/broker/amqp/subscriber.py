@@ -17,6 +17,8 @@ _QUIET = 0.05
 """Seconds without anything, after which nothing is taken to be on its way; more while the server is slow to answer."""
 _MOST_WAIT = 3.0
 _SPARE = 16
+_LARGEST_WINDOW = 65_535
+"""``prefetch-count`` has 16 bits (AMQP 0-9-1, ``basic.qos``)."""
 _SETTLING = 1.0
 """Seconds after the last growth before the windows may shrink."""
 
@@ -81,7 +83,7 @@ class Subscriber:
         if wanted <= window:
             return
         # At least a quarter: else there would be as many consumers as steps in which the demand grows.
-        more = max(wanted - window, window // 4)
+        more = min(max(wanted - window, window // 4), _LARGEST_WINDOW)
         self._channel.raw.basic_qos(prefetch_count=more)
         tag = self._channel.raw.basic_consume(self._queue, self._from_pika, callback=self._on_begun)
         self._windows[tag] = more

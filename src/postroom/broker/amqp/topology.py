@@ -18,7 +18,7 @@ import msgspec
 from postroom.broker.amqp import ladder, wire
 from postroom.broker.amqp.address import Address
 from postroom.broker.amqp.confirms import Publisher
-from postroom.broker.amqp.link import LOCKED, PRECONDITION_FAILED, Channel, Link, Refused
+from postroom.broker.amqp.link import ACCESS_REFUSED, LOCKED, PRECONDITION_FAILED, Channel, Link, Refused
 from postroom.broker.amqp.register import Register
 from postroom.broker.base import Subscription, Topic
 from postroom.broker.routing import matches
@@ -87,13 +87,20 @@ class Directory:
 
     async def refresh(self) -> State:
         """Read what others have declared meanwhile. Raises ``BrokerUnavailable``."""
-        text = await self._register.read(_ELSEWHERE)
+        try:
+            text = await self._register.read(_ELSEWHERE)
+        except Refused as error:
+            raise _refusal(error, self._address) from error
         if text is None:
             raise BrokerUnavailable("somebody else is reading what is declared, and does not give it back; try again")
         return self._read(text)
 
     def _read(self, text: bytes) -> State:
-        self.known = msgspec.json.decode(text, type=State) if text else State()
+        try:
+            self.known = msgspec.json.decode(text, type=State) if text else State()
+        except msgspec.DecodeError as error:
+            name = self._address.internal("topology")
+            raise ConfigurationError(f"what is in the queue {name!r} is not Postroom's: {error}; remove it") from error
         return self.known
 
     async def subscription(self, name: str) -> Subscription:
@@ -118,8 +125,11 @@ class Directory:
                 yield state
                 if state != before:
                     await self._declare_kept(self._address.internal("topology"))
-                    await self._register.replace(msgspec.json.encode(state, enc_hook=dict))
+                    # By the channel of the lock: if that is gone, another may have declared something meanwhile.
+                    await self._register.replace(lock, msgspec.json.encode(state, enc_hook=dict))
                 self.known = state
+            except Refused as error:
+                raise _refusal(error, self._address) from error
             finally:
                 # With the channel goes nothing; the lock is a queue that ends with its connection, or here.
                 if lock.reason is None:
@@ -144,7 +154,7 @@ class Directory:
                 is_queue = subscription.name in queues or state.is_queue(subscription.name)
                 await self._build(channel, subscription, is_queue, state.subscriptions.get(subscription.name))
         except Refused as error:
-            raise _refusal(error) from error
+            raise _refusal(error, self._address) from error
         finally:
             await channel.close()
 
@@ -170,7 +180,7 @@ class Directory:
                 return channel
             except Refused as error:
                 if error.code != LOCKED:
-                    raise _refusal(error) from error
+                    raise _refusal(error, self._address) from error
             await asyncio.sleep(_LOCK_PAUSE)
         raise BrokerUnavailable(f"for {_LOCK_PATIENCE:.0f} s others have been declaring; {self._lock_name!r} is locked")
 
@@ -198,16 +208,16 @@ class Directory:
 
     async def _declare_kept(self, queue: str, more: dict[str, Any] | None = None) -> None:
         """A queue whose messages are looked at and put back without limit."""
+        channel = await self._link.channel()
         arguments: dict[str, Any] = {"x-queue-type": "quorum", **(more or {})}
         if version_of(self._link.server) >= (4, 0):
             # There each look counts, and after twenty the message would be gone (rabbitmq.com/docs/quorum-queues).
             arguments["x-delivery-limit"] = -1
-        channel = await self._link.channel()
         try:
             await channel.call("queue_declare", queue=queue, durable=True, arguments=arguments)
         except Refused as error:
             if error.code != PRECONDITION_FAILED:
-                raise _refusal(error) from error
+                raise _refusal(error, self._address) from error
             logger.warning(
                 "the queue %s was made before RabbitMQ 4.0, which drops what was looked at twenty times; lift that: "
                 """rabbitmqctl set_policy --apply-to queues kept-%s '^%s$' '{"delivery-limit": -1}'""",
@@ -331,10 +341,11 @@ async def _change(channel: Channel, verb: str, binding: Binding) -> None:
         )
 
 
-def _refusal(error: Refused) -> Exception:
+def _refusal(error: Refused, address: Address) -> Exception:
     if error.code == PRECONDITION_FAILED:
         return ConfigurationError(
             f"RabbitMQ keeps it with other settings: {error}; let its workers empty it, delete it with "
             "`rabbitmqctl delete_queue NAME`, and declare again; or use another name"
         )
-    return ConfigurationError(f"RabbitMQ refuses: {error}; `postroom doctor` tells which permissions are needed")
+    needed = f"; a user needs configure, write and read for '{address.names}'" if error.code == ACCESS_REFUSED else ""
+    return ConfigurationError(f"RabbitMQ refuses: {error}{needed}")

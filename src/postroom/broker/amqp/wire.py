@@ -25,7 +25,8 @@ from postroom.message import NO_HEADERS, Failure, Message
 MAX_BODY = 16 * 1024 * 1024
 """Bytes; what a server takes unless told otherwise (rabbitmq.com/docs/configure, ``max_message_size``, since 4.0)."""
 MAX_HEADERS = 96 * 1024
-"""Bytes of a message's own headers: with the history they must fit into one frame of 128 KiB (``frame_max``)."""
+"""Bytes of a message's headers as they travel: with the history they must fit into one frame of 128 KiB
+(``frame_max``), for a larger one the server closes the connection, under everybody who publishes on it."""
 MAX_SHORT = 255
 """Bytes of what AMQP calls a short string: properties, names of headers, routing keys."""
 
@@ -35,6 +36,7 @@ _PERSISTENT = 2
 _PLAIN_PRIORITY = 4
 """What RabbitMQ 4.3 takes a message for that names none: those stay as they are, and the urgent stand above them."""
 _OURS = ("postroom", "postroom-failures")
+_MARK = "postroom-end"
 _USUAL = (
     frozenset(_OURS)
     | {f"cloudEvents_{name}" for name in ("specversion", "id", "source", "type")}
@@ -74,7 +76,7 @@ _decode = msgspec.json.Decoder(Envelope).decode
 
 
 def properties_of(copy: Copy) -> Any:
-    """The properties of ``copy``. Raises ``MessageTooLarge`` and ``EncodeError``."""
+    """The properties of ``copy``. Raises ``EncodeError``."""
     message = copy.message
     envelope = Envelope(
         topic=message.topic,
@@ -121,13 +123,8 @@ def _headers(message: Message, envelope: Envelope) -> tuple[dict[str, Any], str 
         envelope.id = message.id
     headers: dict[str, Any] = {}
     for name, value in message.headers.items():
+        value.encode()  # What is no text is told here, not by pika in the midst of writing.
         (headers if can_be_shown(name) else envelope.headers)[name] = value
-    size = _size(message)
-    if size > MAX_HEADERS:
-        raise MessageTooLarge(
-            f"message {message.id} has {size:,} bytes of headers; {MAX_HEADERS:,} fit into a frame of RabbitMQ; "
-            "move the large ones into the body"
-        )
     headers["cloudEvents_specversion"] = "1.0"
     headers["cloudEvents_id"] = message.id
     headers["cloudEvents_source"] = message.topic
@@ -135,11 +132,29 @@ def _headers(message: Message, envelope: Envelope) -> tuple[dict[str, Any], str 
     return headers, kind
 
 
-def _size(message: Message) -> int:
-    """Bytes of its headers."""
-    headers = sum(len(name.encode()) + len(value.encode()) + 6 for name, value in message.headers.items())
-    # The name and the id are there twice.
-    return 2 * (len(message.name) + len(message.id)) + headers
+def check_size(message: Message, properties: Any) -> None:
+    """Raises ``MessageTooLarge``."""
+    size = _size(properties)
+    if size > MAX_HEADERS:
+        raise MessageTooLarge(
+            f"message {message.id} has {size:,} bytes of headers as they travel; {MAX_HEADERS:,} fit into a frame of "
+            "RabbitMQ; move the large ones into the body"
+        )
+
+
+def _size(properties: Any) -> int:
+    """Bytes of its headers. What stands in ours is JSON there, up to six times as long as it was."""
+    return sum(len(name.encode()) + len(value.encode()) + 6 for name, value in properties.headers.items())
+
+
+def mark(mark_id: str) -> Any:
+    """The properties of a message that stands for the end of a queue or stream; it has no body."""
+    return BasicProperties(message_id=mark_id, type=_MARK, delivery_mode=_PERSISTENT)
+
+
+def is_mark(properties: Any, body: bytes) -> bool:
+    """Whether it is one: jobs, events and those of other clients may have that name too, and are no marks for it."""
+    return properties.type == _MARK and not body and "postroom" not in (properties.headers or {})
 
 
 def can_be_shown(name: str) -> bool:
@@ -191,8 +206,15 @@ def _ours(properties: Any, headers: dict[str, Any], body: bytes, envelope: Envel
         redriven=envelope.redriven,
         dead_at=envelope.dead_at,
         deaths=_deaths(headers),
-        packed=headers.get("postroom-failures", ""),
+        packed=_history(headers),
+        # Another client may have passed it on, with headers of its own.
+        oversized=not is_plain and _size_of(message) > MAX_HEADERS,
     )
+
+
+def _history(headers: Mapping[str, Any]) -> str | bytes:
+    packed = headers.get("postroom-failures", "")
+    return packed if isinstance(packed, str | bytes) else ""
 
 
 def _foreign(properties: Any, headers: dict[str, Any], body: bytes, topic: str) -> Copy:
@@ -218,8 +240,12 @@ def _foreign(properties: Any, headers: dict[str, Any], body: bytes, topic: str) 
         message=message,
         deaths=_deaths(headers),
         nameless=not message_id,
-        oversized=_size(message) > MAX_HEADERS,
+        oversized=_size_of(message) > MAX_HEADERS,
     )
+
+
+def _size_of(message: Message) -> int:
+    return _size(properties_of(Copy(message=message)))
 
 
 def _shown(headers: Mapping[Any, Any]) -> dict[str, str]:
@@ -243,7 +269,7 @@ def read_dead(properties: Any, body: bytes, topic: Callable[[], str]) -> Copy:
         attempt=copy.attempt,
         reason="undecodable" if copy.oversized else "worker_lost",
         message=(
-            f"its headers have {_size(copy.message):,} bytes; Postroom can keep {MAX_HEADERS:,}"
+            f"its headers would have {_size_of(copy.message):,} bytes; Postroom can keep {MAX_HEADERS:,}"
             if copy.oversized
             else f"RabbitMQ dead-lettered it: {reason}"
         ),

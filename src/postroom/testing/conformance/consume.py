@@ -169,3 +169,28 @@ async def test_purge_takes_only_what_waits(scene: Scene) -> None:
     assert labels(await scene.broker.dead_letters(queue)) == ["dead"]
     await scene.publish(scene.message(queue, "later"))
     assert labels(await scene.take(consumer)) == ["later"]
+
+
+@proves("C2")
+async def test_looking_in_without_waiting(scene: Scene) -> None:
+    """who only ever asks for what is there finds it; a broker may need a moment to fetch it."""
+    queue = await scene.queue()
+    consumer = await scene.consume(queue)
+    assert await consumer.receive(1, 0.0) == []
+    await scene.publish(scene.message(queue, "a"))
+    async with asyncio.timeout(scene.harness.patience):
+        while not (found := await consumer.receive(1, 0.0)):
+            await scene.pass_time(scene.unit / 10)
+    assert labels(found) == ["a"]
+
+
+@proves("C15")
+async def test_room_for_more_than_there_can_be(scene: Scene) -> None:
+    """a hundred thousand at once is a demand like any other."""
+    queue = await scene.queue()
+    consumer = await scene.consume(queue)
+    await scene.publish(*scene.messages(queue, "a b"))
+    found = await scene.receive(consumer, 100_000)
+    while len(found) < 2:
+        found += await scene.receive(consumer, 100_000)
+    assert sorted(labels(found)) == ["a", "b"]

@@ -1,0 +1,116 @@
+"""RabbitMQ, and connections that end, or are given up, at an unlucky moment."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from uuid import uuid4
+
+import pytest
+from services.base import Server
+
+from postroom.broker.amqp import AMQPBroker
+from postroom.broker.base import Subscription, Topic
+from postroom.errors import BrokerUnavailable
+from tests.faults.proxy import proxy_to
+from tests.servers import private
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with private("rabbitmq", tmp_path_factory.mktemp("rabbitmq")) as made:
+        yield made
+
+
+def url(port: int, namespace: str) -> str:
+    return f"amqp://guest:guest@127.0.0.1:{port}/?namespace={namespace}&heartbeat=1"
+
+
+async def declare(broker: AMQPBroker, name: str) -> None:
+    await broker.declare([Topic(name=name, queue=True)], [Subscription(name=name, pattern=name)])
+
+
+@pytest.mark.parametrize("step", [b"PLAIN", b"\x00\x0a\x00\x28"], ids=["password", "virtual host"])
+def test_a_greeting_that_is_cut_off_is_no_refusal(server: Server, step: bytes) -> None:
+    """C17: as when a server ends while a worker connects again. A wrong password would end the worker for good."""
+
+    async def main() -> None:
+        with proxy_to(server.port) as proxy:
+            proxy.cut_on = step
+            broker = AMQPBroker(url(proxy.port, "x"))
+            with pytest.raises(BrokerUnavailable):
+                await broker.connect()
+            proxy.cut_on = None
+            await broker.connect()
+            await broker.close()
+
+    asyncio.run(main())
+
+
+def test_who_has_lost_the_lock_declares_nothing(server: Server) -> None:
+    """Else it would write what it had read before, and another's queue would be known to nobody."""
+    namespace = f"t{uuid4().hex[:8]}"
+
+    async def main() -> None:
+        other = AMQPBroker(url(server.port, namespace))
+        await other.connect()
+        with proxy_to(server.port) as proxy:
+            broker = AMQPBroker(url(proxy.port, namespace))
+            await broker.connect()
+            build = broker._directory.build
+
+            async def interrupted(*arguments: Sequence[object]) -> None:
+                await build(*arguments)  # type: ignore[arg-type]
+                proxy.cut()
+                await declare(other, "theirs")
+
+            broker._directory.build = interrupted  # type: ignore[assignment, method-assign]
+            with pytest.raises(BrokerUnavailable):
+                await declare(broker, "ours")
+            broker._directory.build = build  # type: ignore[method-assign]
+            await declare(broker, "ours")
+            assert {one.name for one in await other.stats()} == {"ours", "theirs"}
+            await broker.close()
+        await other.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_given_up_leaves_nothing_open(server: Server) -> None:
+    """A connection that was still being made, and a channel: a server has only so many of both."""
+    namespace = f"t{uuid4().hex[:8]}"
+
+    async def main() -> None:
+        with proxy_to(server.port) as proxy:
+            proxy.silent = True
+            for _ in range(3):
+                hasty = AMQPBroker(url(proxy.port, namespace))
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(hasty.connect(), 0.2)
+            proxy.silent = False
+            await _until(lambda: not proxy.connections, "the connections are closed")
+        broker = AMQPBroker(url(server.port, namespace))
+        await broker.connect()
+        await declare(broker, "q")
+        for steps in range(20):
+            consumer = await broker.consume("q")
+            receiving = asyncio.create_task(consumer.receive(1, 5.0))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            receiving.cancel()
+            await asyncio.wait([receiving])
+            await consumer.close()
+        channels = broker._reading._connection._channels
+        await _until(lambda: not channels, "the channels are closed")
+        await broker.close()
+
+    asyncio.run(main())
+
+
+async def _until(condition: object, what: str) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + 20.0
+    while not condition():
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.02)
