@@ -39,6 +39,47 @@ def test_what_was_seen_before_is_not_seen_again() -> None:
     assert ledger.prefix == 5
 
 
+def test_what_a_former_holder_has_done_may_be_ahead_of_what_was_seen() -> None:
+    """Records come in batches: the next is no sign that the log begins anew."""
+    former = Ledger(0)
+    for offset in range(10):
+        former.see(offset)
+    for offset in range(1, 10):
+        former.complete(offset)
+    heir = Ledger.read(0, former.text("me"))
+    heir.see(0)
+    heir.complete(0)
+    assert (heir.prefix, heir.next, heir.resume) == (10, 1, 10)
+    assert not heir.see(1)
+    assert heir.see(10)
+
+
+def test_what_nobody_wants_needs_no_words() -> None:
+    """A filter that wants every second of thousands: each would be a range, and only so many fit."""
+    ledger = Ledger(0)
+    for offset in range(6000):
+        ledger.see(offset)
+        if offset % 2:
+            ledger.skip(offset)
+    assert (ledger.ranges, ledger.prefix) == (0, 0)
+    ledger.complete(1000)
+    assert (ledger.ranges, ledger.last_done) == (1, 1002)
+    for offset in range(0, 6000, 2):
+        ledger.complete(offset)
+    assert (ledger.ranges, ledger.prefix) == (0, 6000)
+
+
+def test_the_first_can_always_be_handed_out() -> None:
+    ledger = Ledger(0)
+    for offset in range(2 * FULL + 2):
+        ledger.see(offset)
+        if offset % 2:
+            ledger.complete(offset)
+    assert [ledger.has_room(offset) for offset in (0, 2, 4)] == [True, False, False]
+    ledger.complete(0)
+    assert ledger.has_room(2)
+
+
 def test_a_death_is_charged_to_what_had_started() -> None:
     ledger = Ledger(0)
     for offset in range(4):
@@ -88,15 +129,22 @@ class Model(RuleBasedStateMachine):
         super().__init__()
         self.ledger = Ledger(100)
         self.done: set[int] = set()
+        self.missing: set[int] = set()
+        self.unwanted: set[int] = set()
         self.out: dict[int, bool] = {}
         self.deaths: dict[int, int] = {}
         self.seen = 100
 
-    @rule(skip=st.integers(0, 3))
-    def see(self, skip: int) -> None:
-        self.done.update(range(self.seen, self.seen + skip))
-        self.seen += skip
+    @rule(gap=st.integers(0, 3), wanted=st.booleans())
+    def see(self, gap: int, wanted: bool) -> None:
+        self.missing.update(range(self.seen, self.seen + gap))
+        self.done.update(self.missing)
+        self.seen += gap
         assert self.ledger.see(self.seen) == (self.seen not in self.done)
+        if not wanted:
+            self.ledger.skip(self.seen)
+            self.unwanted.add(self.seen)
+            self.done.add(self.seen)
         self.seen += 1
 
     def _open(self, number: int) -> int | None:
@@ -136,8 +184,9 @@ class Model(RuleBasedStateMachine):
             for offset, started in self.out.items():
                 self.deaths[offset] = self.deaths.get(offset, 0) + started
         self.out.clear()
-        for offset in range(self.ledger.next or 0, self.seen):
-            self.ledger.see(offset)
+        for offset in range(self.ledger.resume or 0, self.seen):
+            if offset not in self.missing and self.ledger.see(offset) and offset in self.unwanted:
+                self.ledger.skip(offset)
 
     @invariant()
     def agrees(self) -> None:
@@ -145,6 +194,8 @@ class Model(RuleBasedStateMachine):
         assert self.ledger.prefix == first_open
         assert all(self.ledger.is_done(offset) == (offset in self.done) for offset in range(100, self.seen))
         assert (self.ledger.out, self.ledger.deaths) == (self.out, self.deaths)
+        told = self.ledger.text("").split(";")[2]
+        assert self.ledger.ranges == len(list(filter(None, told.split(",")))) + len(self.out) + len(self.deaths)
 
 
 TestModel = Model.TestCase

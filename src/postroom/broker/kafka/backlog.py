@@ -146,7 +146,7 @@ class Backlog:
                 self._place(line[0], now)
 
     def take(self, count: int, suspects: int, now: float) -> Iterator[Item]:
-        """Up to ``count`` items that can be done now, at most ``suspects`` of them suspects."""
+        """Hand out up to ``count`` items that can be done now, at most ``suspects`` of them suspects."""
         self._wake(now)
         for queue, most in ((self._ahead, count), (self._suspects, suspects), (self._ready, count)):
             skipped = []

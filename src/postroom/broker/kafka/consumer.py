@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from confluent_kafka import KafkaException
-
 from postroom.broker.base import Ack, Cancel, Consumer, Dead, Delivery, Outcome, Release, Retry
 from postroom.broker.kafka import wire
 from postroom.broker.kafka.backlog import Claim
-from postroom.broker.kafka.faults import translated
+from postroom.broker.kafka.faults import translated, unsettled
 from postroom.broker.kafka.hub import Hub
 from postroom.broker.kafka.letters import gone_record, letter_record, trial_record
 from postroom.broker.kafka.options import Names
@@ -167,7 +165,7 @@ class KafkaConsumer(Consumer):
                     claim.copy = envelope
             failed = [error for error in errors if error is not None]
             if failed:
-                raise translated(f"{self.hub.name}: cannot settle", failed[0]) from KafkaException(failed[0])
+                raise unsettled(f"{self.hub.name}: cannot settle", failed[0])
         for claim, outcome in batch.items():
             if claim.alive and claim.outcome is None:
                 claim.outcome = outcome

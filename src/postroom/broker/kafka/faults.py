@@ -46,3 +46,12 @@ def translated(what: str, error: KafkaError) -> BrokerError | ConfigurationError
         made = BrokerUnavailable(f"{what}: {error.str()}; it may succeed later")
     made.__cause__ = KafkaException(error)
     return made
+
+
+def unsettled(what: str, error: KafkaError) -> BrokerUnavailable:
+    """What to raise when a commit or a copy is not confirmed, whatever the reason: it is tried again until somebody
+    has mended it, for what is held must not be forgotten."""
+    told = translated(what, error)
+    made = BrokerUnavailable(str(told))
+    made.__cause__ = told.__cause__
+    return made

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
@@ -20,6 +21,14 @@ _TURN = 0.05
 """Seconds after which a wait for messages is interrupted to see whether others are wanted."""
 
 
+class _Wish(NamedTuple):
+    """What is to be read. Never changed, so that the thread cannot miss half of it."""
+
+    epoch: int
+    places: list[TopicPartition]
+    pauses: deque[tuple[Place, bool]]
+
+
 class Fetcher:
     """Told which partitions to read from where. Constructed on the event loop."""
 
@@ -30,9 +39,7 @@ class Fetcher:
         self._loop = asyncio.get_running_loop()
         self._arrived = arrived
         self._failed = failed
-        self._epoch = 0
-        self._wish: tuple[int, list[TopicPartition]] | None = None
-        self._pauses: dict[Place, bool] = {}
+        self._wish = _Wish(0, [], deque())
         self._stop = threading.Event()
         self._consumer = Consumer(
             options.client
@@ -61,17 +68,13 @@ class Fetcher:
 
         Returns the epoch: what comes with another was fetched for an earlier wish.
         """
-        self._epoch += 1
-        self._pauses.clear()
-        self._wish = (
-            self._epoch,
-            [TopicPartition(*place, at or 0) for place, at in starts.items()],
-        )
-        return self._epoch
+        places = [TopicPartition(*place, at or 0) for place, at in starts.items()]
+        self._wish = _Wish(self._wish.epoch + 1, places, deque())
+        return self._wish.epoch
 
     def pause(self, place: Place, paused: bool) -> None:
         """Read no more of a partition, for a while."""
-        self._pauses[place] = paused
+        self._wish.pauses.append((place, paused))
 
     async def close(self) -> None:
         self._stop.set()
@@ -82,16 +85,16 @@ class Fetcher:
         learnt: set[str] = set()
         while not self._stop.is_set() and not self._loop.is_closed():
             try:
-                wish, self._wish = self._wish, None
-                if wish is not None:
-                    epoch, places = wish
-                    for topic in {place.topic for place in places} - learnt:
+                wish = self._wish
+                if wish.epoch != epoch:
+                    for topic in {place.topic for place in wish.places} - learnt:
                         # Who leads it: the client by itself would ask once a second.
                         self._consumer.list_topics(topic, timeout=5.0)
                         learnt.add(topic)
-                    self._consumer.assign(places)
-                while self._pauses and self._wish is None:
-                    place, paused = self._pauses.popitem()
+                    self._consumer.assign(wish.places)
+                    epoch = wish.epoch  # Only now: after an error it is tried again.
+                while wish.pauses:
+                    place, paused = wish.pauses.popleft()
                     (self._consumer.pause if paused else self._consumer.resume)([TopicPartition(*place)])
                 first = self._consumer.poll(_TURN)
                 if first is not None:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaError, TopicPartition
@@ -15,9 +15,10 @@ from postroom.broker.kafka import wire
 from postroom.broker.kafka.backlog import Backlog, Claim, Item, Part
 from postroom.broker.kafka.commits import Commits
 from postroom.broker.kafka.fetcher import Fetcher
-from postroom.broker.kafka.ledger import ROOMY, Ledger
+from postroom.broker.kafka.ledger import Ledger
 from postroom.broker.kafka.letters import Letters
 from postroom.broker.kafka.member import Member
+from postroom.broker.kafka.mover import Mover
 from postroom.broker.kafka.options import Options
 from postroom.broker.kafka.reader import Place
 from postroom.broker.kafka.sender import Sender
@@ -29,8 +30,6 @@ logger = logging.getLogger("postroom.broker")
 
 MOST_HELD = 10_000
 """Messages of one partition that are held in memory; beyond it, it is not read on."""
-_SOON = 2.0
-"""Seconds: what is due sooner waits where it is; what is due later is moved out of the way of the others."""
 _IDLE_COMMIT = 0.5
 """Seconds after which what was skipped is committed though nobody waits for it."""
 
@@ -63,7 +62,7 @@ class Hub:
         self._fetcher: Fetcher | None = None
         self._epoch = 0
         self.commits: Commits
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._mover = Mover(sender, clock, self._later, self.copy_to_later, self._have_moved)
         self._ticker: asyncio.TimerHandle | None = None
         self._stable = asyncio.Event()
         self._attended = self._loop.time()
@@ -89,8 +88,7 @@ class Hub:
         """Release everything and leave the group."""
         if self._ticker is not None:
             self._ticker.cancel()
-        for task in list(self._tasks):
-            task.cancel()
+        await self._mover.close(self._options.timeout)
         if self._member is not None:
             await self._member.close()
             self._member = None
@@ -164,7 +162,8 @@ class Hub:
         self._stable.clear()
         self._epoch = 0
         deadline = self._loop.time() + self._options.handover
-        while self._claims and self._loop.time() < deadline:  # noqa: ASYNC110 -- claims end in many ways
+        # What runs is to end first, and what was copied is to be known as done. Both end in many ways.
+        while (self._claims or self._mover.busy) and self._loop.time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         for part in self._parts.values():
             part.moving = True
@@ -185,13 +184,13 @@ class Hub:
 
     def _read_on(self) -> None:
         if self._fetcher is not None:
-            self._epoch = self._fetcher.read({place: part.ledger.next for place, part in self._parts.items()})
+            self._epoch = self._fetcher.read({place: part.ledger.resume for place, part in self._parts.items()})
 
     def arrived(self, epoch: int, records: list[Any]) -> None:
         """On the event loop. What was fetched before the last change of partitions comes again."""
         if epoch != self._epoch:
             return
-        now, moved = self._clock.now(), []
+        now, delayed = self._clock.now(), []
         for record in records:
             place = (record.topic(), record.partition())
             part = self._parts.get(place)
@@ -202,16 +201,16 @@ class Hub:
             item = self._item(part, record, place)
             if item is None:
                 part.dirty = True
-                part.ledger.complete(record.offset())
+                part.ledger.skip(record.offset())
                 continue
             self._backlog.add(item, now)
-            if place[0] != self._later and item.due > now + _SOON and not self.entry.asked.ordered:
-                moved.append(item)
+            if item.due:
+                delayed.append(item)
             if len(part.items) >= MOST_HELD and not part.paused and self._fetcher is not None:
                 part.paused = True
                 self._fetcher.pause(place, True)
-        if moved:
-            self._start(self._move(moved))
+        if not self.entry.asked.ordered:
+            self._mover.arrived(delayed)
         self._wake()
 
     def _item(self, part: Part, record: Any, place: Place) -> Item | None:
@@ -325,8 +324,8 @@ class Hub:
         ):
             self.commits.soon()
         if not self.entry.asked.ordered:
-            for part in [part for part in self._parts.values() if part.ledger.ranges > ROOMY]:
-                self._make_room(part)
+            for part in list(self._parts.values()):
+                self._mover.make_room(part)
 
     def _expire(self) -> None:
         """Who did not extend is frozen: others get what it held."""
@@ -351,24 +350,11 @@ class Hub:
             self._member.follow([])
             self._stable.clear()
 
-    def _make_room(self, part: Part) -> None:
-        """Move what waits between done ones to the end of the line, so that what is done can be said briefly."""
-        soonest, last = self._clock.now() + _SOON, part.ledger.last_done
-        waiting = [item for item in part.items.values() if item.state == "waiting" and item.due > soonest]
-        if items := [item for item in waiting if item.offset < last]:
-            self._start(self._move(items))
-
-    async def _move(self, items: list[Item]) -> None:
-        """Into the subscription's own topic: the copy is confirmed before the original is done."""
-        copies = []
-        for item in items:
-            item.state = "out"
-            copies.append(self.copy_to_later(item.told(self._clock.now(), due=item.due)))
-        errors = await self._sender.send(copies)
-        for item, error in zip(items, errors, strict=True):
-            if error is None:
-                self.finish(item)
-            elif item.part.alive:
+    def _have_moved(self, moved: Sequence[Item], kept: Sequence[Item]) -> None:
+        for item in moved:
+            self.finish(item)
+        for item in kept:
+            if item.part.alive:
                 self._backlog.give_back(item, self._clock.now(), ahead=False)
         self.commits.soon()
 
@@ -390,8 +376,3 @@ class Hub:
                 self._claims.discard(item.claim)
             self._backlog.remove(item, self._clock.now())
         part.alive = False
-
-    def _start(self, coroutine: Any) -> None:
-        task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -32,6 +32,9 @@ class Ledger:
         """Suspects, and how many deaths of their holders are charged to each."""
         self._starts: list[int] = []
         self._ends: list[int] = []
+        self._told: list[bool] = []
+        """Whether the next holder must hear of it, or would skip it by itself."""
+        self._tellings = 0
 
     def see(self, offset: int) -> bool:
         """A record came. Returns whether it is to be done; offsets skipped before it do not exist."""
@@ -40,7 +43,7 @@ class Ledger:
         if offset < self.next:
             return False
         if offset > self.next:
-            self._complete(self.next, offset)
+            self._end(self.next, offset, told=False)
         self.next = offset + 1
         return not self.is_done(offset)
 
@@ -54,7 +57,16 @@ class Ledger:
         """It is done for good."""
         self.out.pop(offset, None)
         self.deaths.pop(offset, None)
-        self._complete(offset, offset + 1)
+        self._end(offset, offset + 1, told=True)
+
+    def skip(self, offset: int) -> None:
+        """Nobody here wants it, nor will who comes next. There may be thousands between those that wait."""
+        self._end(offset, offset + 1, told=False)
+
+    @property
+    def resume(self) -> int | None:
+        """Where to read on: what was done by a former holder may be ahead of what was seen."""
+        return None if self.next is None or self.prefix is None else max(self.next, self.prefix)
 
     def has_room(self, offset: int) -> bool:
         """Whether the text fits if this is handed out.
@@ -80,19 +92,19 @@ class Ledger:
     @property
     def ranges(self) -> int:
         """How many ranges the text has: its length is at most about 18 bytes for each."""
-        return len(self._starts) + len(self.deaths) + len(self.out)
+        return self._tellings + len(self.deaths) + len(self.out)
 
     @property
     def last_done(self) -> int:
-        """The end of the last range that is done beyond the prefix."""
-        return self._ends[-1] if self._ends else self.prefix or 0
+        """The end of the last range beyond the prefix that the text has."""
+        return max((end for _, end in self._done()), default=self.prefix or 0)
 
     def text(self, tag: str, *, released: bool = False) -> str:
         """All of it but the prefix. ``released``: as if nothing were handed out. ``tag`` names the writer."""
         base = self.prefix or 0
         out = {} if released else self.out
         parts = [
-            _written(zip(self._starts, self._ends, strict=True), base),
+            _written(self._done(), base),
             _written(_ranges(offset for offset, started in out.items() if not started), base),
             _written(_ranges(offset for offset, started in out.items() if started), base),
             ",".join(f"{offset - base:x}:{count:x}" for offset, count in self.deaths.items()),
@@ -119,7 +131,7 @@ class Ledger:
         except ValueError:
             return ledger
         for span in done:
-            ledger._complete(*span)
+            ledger._end(*span, told=True)
         for spans, note in ((out, False), (started, True)):
             ledger.out.update((offset, note) for span in spans for offset in range(*span))
         ledger.deaths.update(deaths)
@@ -135,7 +147,10 @@ class Ledger:
             self.died(offset, started=started)
             self.deaths.setdefault(offset, 0)
 
-    def _complete(self, start: int, end: int) -> None:
+    def _done(self) -> Iterator[tuple[int, int]]:
+        return ((start, end) for start, end, told in zip(self._starts, self._ends, self._told, strict=True) if told)
+
+    def _end(self, start: int, end: int, *, told: bool) -> None:
         if self.prefix is None:
             self.prefix = self.next = start
         if start <= self.prefix:
@@ -147,11 +162,14 @@ class Ledger:
                 start, end = self._starts[at], max(end, self._ends[at])
             last = bisect_right(self._starts, end)
             end = max(end, self._ends[last - 1]) if last > at else end
-            self._starts[at:last], self._ends[at:last] = [start], [end]
+            merged = sum(self._told[at:last])
+            told = told or merged > 0
+            self._tellings += told - merged
+            self._starts[at:last], self._ends[at:last], self._told[at:last] = [start], [end], [told]
         while self._starts and self._starts[0] <= self.prefix:
             self.prefix = max(self.prefix, self._ends.pop(0))
             self._starts.pop(0)
-        self.next = max(self.next or 0, self.prefix)
+            self._tellings -= self._told.pop(0)
 
 
 def _ranges(offsets: Iterable[int]) -> Iterator[tuple[int, int]]:

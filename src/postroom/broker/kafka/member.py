@@ -128,7 +128,9 @@ class Member:
         while not self._stopping and not self._loop.is_closed():
             try:
                 self._follow_wishes()
-                self._consumer.poll(0)
+                told = self._consumer.poll(0)
+                if told is not None and (error := told.error()) is not None:
+                    self.failed(error)
                 if self.trouble is not None:
                     self._probe()
             except KafkaException as error:
@@ -136,7 +138,11 @@ class Member:
             except Exception:
                 logger.exception("Kafka: a defect; the membership goes on")  # Without it nothing would be settled.
             self._serve()
-        self._consumer.close()
+        self._stopping = True
+        try:
+            self._consumer.close()
+        except KafkaException as error:
+            self.failed(error.args[0])
         self._ours = False
         while not self._requests.empty():
             self._serve()
@@ -195,17 +201,32 @@ class Member:
         consumer.assign([TopicPartition(place.topic, place.partition, OFFSET_END) for place in places])
         if places:
             consumer.pause(places)
+        if self._stopping:
+            return
+        try:
+            known = self._committed(consumer, places)
+        except KafkaException as error:
+            logger.warning("Kafka: a share of the group is given up again: %s", error.args[0].str())
+            self._leave = True
+            return
         self._ours = True
-        committed = consumer.committed(places, timeout=self._options.timeout) if places else []
-        known: list[tuple[Place, int | None, str | None]] = [
-            ((place.topic, place.partition), place.offset if place.offset >= 0 else None, place.metadata)
-            for place in committed
-        ]
         if not self._ask(self._listener.assigned(known)):
             self._leave = True  # Stuck, or without what it needs: others are better off with them.
 
+    def _committed(
+        self, consumer: Consumer, places: list[TopicPartition]
+    ) -> list[tuple[Place, int | None, str | None]]:
+        found = consumer.committed(places, timeout=self._options.timeout) if places else []
+        for place in found:
+            if place.error is not None:
+                raise KafkaException(place.error)
+        return [
+            ((place.topic, place.partition), place.offset if place.offset >= 0 else None, place.metadata)
+            for place in found
+        ]
+
     def _on_revoke(self, consumer: Consumer, places: list[TopicPartition]) -> None:
-        if time.monotonic() - self._seen > self._frozen:
+        if not self._ours or time.monotonic() - self._seen > self._frozen:
             self._on_lost(consumer, places)
             return
         asked = self._ask(self._listener.revoked())

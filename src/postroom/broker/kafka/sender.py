@@ -14,7 +14,6 @@ from postroom.broker.kafka import bridge
 from postroom.broker.kafka.faults import error_of, translated
 from postroom.broker.kafka.options import Options
 from postroom.broker.kafka.wire import MAX_RECORD, Record
-from postroom.errors import BrokerUnavailable
 
 _BURST = 5_000
 
@@ -62,12 +61,11 @@ class Sender:
         batch = _Batch(len(records))
         for number, record in enumerate(records):
             confirm = partial(batch.confirm, number)
-            try:
-                self._produce(producer, record, confirm)
-            except BufferError:
-                await self._produce_with_room(producer, record, confirm)
-            except KafkaException as error:
-                confirm(error_of(error), None)
+            refused = self._produce(producer, record, confirm)
+            if refused is not None and refused.code() == KafkaError._QUEUE_FULL:
+                refused = await self._produce_with_room(producer, record, confirm)
+            if refused is not None:
+                confirm(refused, None)
             if number % _BURST == _BURST - 1:
                 await asyncio.sleep(0)
         await batch.done
@@ -87,20 +85,27 @@ class Sender:
             await asyncio.get_running_loop().run_in_executor(None, self._producer.flush, self._options.timeout)
             self._retire(self._producer)
 
-    def _produce(self, producer: Producer, record: Record, confirm: Any) -> None:
-        producer.produce(
-            record.topic, record.value, record.key, record.partition, on_delivery=confirm, headers=record.headers
-        )
+    def _produce(self, producer: Producer, record: Record, confirm: Any) -> KafkaError | None:
+        """Why it is not under way."""
+        try:
+            producer.produce(
+                record.topic, record.value, record.key, record.partition, on_delivery=confirm, headers=record.headers
+            )
+        except BufferError:
+            return KafkaError(KafkaError._QUEUE_FULL)
+        except KafkaException as error:
+            return error_of(error)
+        return None
 
-    async def _produce_with_room(self, producer: Producer, record: Record, confirm: Any) -> None:
+    async def _produce_with_room(self, producer: Producer, record: Record, confirm: Any) -> KafkaError | None:
         deadline = asyncio.get_running_loop().time() + self._options.timeout
         while True:
             await asyncio.sleep(0.005)
-            try:
-                return self._produce(producer, record, confirm)
-            except BufferError as error:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise BrokerUnavailable("Kafka takes no more: too much is unconfirmed; try again later") from error
+            refused = self._produce(producer, record, confirm)
+            if refused is None or refused.code() != KafkaError._QUEUE_FULL:
+                return refused
+            if asyncio.get_running_loop().time() > deadline:
+                return refused
 
     def _started(self) -> Producer:
         if self._producer is None:
@@ -133,5 +138,6 @@ class Sender:
 
 
 def _listen(producer: Producer, stop: threading.Event) -> None:
-    while not stop.is_set():
+    # Whoever still waits for a confirmation of a producer that was replaced is told, too.
+    while not stop.is_set() or len(producer):
         producer.poll(0.2)

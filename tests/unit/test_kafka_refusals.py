@@ -1,0 +1,102 @@
+"""A server that says no, or nothing, at the worst moment: what was under way goes on as soon as it says yes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from services.base import Server
+
+from postroom.broker.base import Ack, Subscription, Topic
+from postroom.broker.kafka import KafkaBroker, fetcher, member
+from postroom.errors import BrokerUnavailable
+from postroom.message import Message, new_id
+from tests.servers import private
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with private("kafka", tmp_path_factory.mktemp("kafka")) as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened(server: Server) -> AsyncIterator[KafkaBroker]:
+    """With a message in its queue ``q``."""
+    broker = KafkaBroker(f"{server.url}?namespace=t{uuid4().hex[:12]}&partitions=1")
+    await broker.connect()
+    try:
+        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+        await broker.publish([Message(id=new_id(), topic="q", name="work", body=b"{}")])
+        async with asyncio.timeout(40):
+            yield broker
+    finally:
+        await broker.close()
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, module: Any, method: str, code: int, *, times: int = 1) -> dict[str, int]:
+    """The client of ``module`` answers so many calls of a method with an error. Returns how many are left."""
+    left = {"left": times}
+
+    class Refusing(Consumer):
+        def __getattribute__(self, name: str) -> Any:
+            found = super().__getattribute__(name)
+            return refuse if name == method and left["left"] else found
+
+    def refuse(*_: object, **__: object) -> None:
+        left["left"] -= 1
+        raise KafkaException(KafkaError(code))
+
+    monkeypatch.setattr(module, "Consumer", Refusing)
+    return left
+
+
+def test_a_share_whose_state_is_not_told_is_asked_for_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C17: nobody else would notice that this process has partitions and does nothing with them."""
+
+    async def scenario() -> None:
+        async with opened(server) as broker:
+            left = refusing(monkeypatch, member, "committed", KafkaError._TIMED_OUT)
+            consumer = await broker.consume("q")
+            (delivery,) = await consumer.receive(1, 30.0)
+            assert left == {"left": 0}
+            assert await consumer.settle([(delivery, Ack())]) == [None]
+
+    asyncio.run(scenario())
+
+
+def test_what_cannot_be_fetched_at_first_is_fetched_later(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C17: the server may go away just when the partitions have been shared out."""
+
+    async def scenario() -> None:
+        async with opened(server) as broker:
+            left = refusing(monkeypatch, fetcher, "list_topics", KafkaError._TRANSPORT)
+            consumer = await broker.consume("q")
+            assert len(await consumer.receive(1, 30.0)) == 1
+            assert left == {"left": 0}
+
+    asyncio.run(scenario())
+
+
+def test_a_settle_that_is_refused_can_be_tried_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody has taken a permission away, and gives it back: the worker still has what it held."""
+
+    async def scenario() -> None:
+        async with opened(server) as broker:
+            left = refusing(monkeypatch, member, "commit", KafkaError.GROUP_AUTHORIZATION_FAILED, times=0)
+            consumer = await broker.consume("q")
+            (delivery,) = await consumer.receive(1, 30.0)
+            left["left"] = 1
+            async with asyncio.timeout(10):
+                with pytest.raises(BrokerUnavailable, match=r"(?i)group authorization"):
+                    await consumer.settle([(delivery, Ack())])
+            assert await consumer.settle([(delivery, Ack())]) == [None]
+
+    asyncio.run(scenario())

@@ -1,0 +1,161 @@
+"""What waits between what is done: only so much can be said of a partition, and nothing may come to a standstill."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import KafkaError
+from services.base import Server
+
+from postroom.broker.base import Ack, Consumer, Delivery, Subscription, Topic
+from postroom.broker.kafka import KafkaBroker
+from postroom.broker.kafka.ledger import FULL
+from postroom.broker.kafka.wire import Record
+from postroom.message import Message, new_id
+from tests.servers import private
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with private("kafka", tmp_path_factory.mktemp("kafka")) as made:
+        yield made
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    return f"{server.url}?namespace=t{uuid4().hex[:12]}&partitions=1&handover=5"
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[KafkaBroker]:
+    """With a queue ``q``."""
+    broker = KafkaBroker(url)
+    await broker.connect()
+    try:
+        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+        async with asyncio.timeout(60):
+            yield broker
+    finally:
+        await broker.close()
+
+
+def message(**fields: Any) -> Message:
+    return Message(**({"id": new_id(), "topic": "q", "name": "work", "body": b"{}"} | fields))
+
+
+async def handle(consumer: Consumer, count: int) -> list[str]:
+    """So many, each done as soon as it came; and then no more."""
+    done: list[str] = []
+    async with asyncio.timeout(30):
+        while len(done) < count:
+            taken = await consumer.receive(50, 5.0)
+            assert taken, f"nothing more after {len(done)}"
+            assert await consumer.settle([(delivery, Ack()) for delivery in taken]) == [None] * len(taken)
+            done += [delivery.message.id for delivery in taken]
+    assert await consumer.receive(50, 0.3) == []
+    return done
+
+
+def test_a_filter_that_wants_every_second_of_many(url: str) -> None:
+    async def scenario() -> None:
+        async with opened(url) as broker:
+            await broker.declare([Topic(name="t")], [Subscription(name="eu", pattern="t", where={"region": "eu"})])
+            sent = [message(topic="t", headers={"region": ("eu", "us")[number % 2]}) for number in range(1200)]
+            await broker.publish(sent)
+            done = await handle(await broker.consume("eu"), 600)
+            assert done == [each.id for each in sent[::2]]
+
+    asyncio.run(scenario())
+
+
+def test_delayed_ones_among_many_that_are_ready(url: str) -> None:
+    """C6: they hold up nobody, though each is a hole in what is done; and they are kept."""
+
+    async def scenario() -> None:
+        async with opened(url) as broker:
+            later = time.time() + 600.0
+            sent = [message(not_before=later if number % 2 else None) for number in range(1200)]
+            await broker.publish(sent)
+            done = await handle(await broker.consume("q"), 600)
+            assert set(done) == {each.id for each in sent[::2]}
+            (stats,) = await broker.stats()
+            assert (stats.ready, stats.delayed, stats.running) == (0, 600, 0)
+
+    asyncio.run(scenario())
+
+
+def test_more_suspects_than_can_be_told_of_at_once(url: str) -> None:
+    """C7: a process that dies with many leaves as many suspects in one partition; one after the other goes on."""
+
+    async def scenario() -> None:
+        async with opened(url) as broker:
+            await broker.publish([message() for _ in range(400)])
+            frozen = await broker.consume("q", lease=1.0)
+            held: list[Delivery] = []
+            while more := await frozen.receive(500, 0.3):
+                frozen.started(more)
+                held += more
+            assert len(held) == FULL
+            assert len(set(await handle(await broker.consume("q"), 400))) == 400
+
+    asyncio.run(scenario())
+
+
+def test_what_a_former_holder_has_done_is_not_repeated_while_it_still_arrives(url: str) -> None:
+    """I4: large messages come a few at a time; the first one may be done before those behind it are here."""
+
+    async def scenario() -> None:
+        async with opened(url) as broker:
+            for _ in range(3):
+                await broker.publish([message(body=b'"%s"' % (b"x" * 200_000)) for _ in range(20)])
+            consumer = await broker.consume("q")
+            taken: list[Delivery] = []
+            while len(taken) < 60:
+                taken += await consumer.receive(60, 5.0)
+            await consumer.settle([(delivery, Ack()) for delivery in taken[1:]])
+            await consumer.close()
+            assert await handle(await broker.consume("q"), 1) == [taken[0].message.id]
+
+    asyncio.run(scenario())
+
+
+def test_a_rebalance_waits_for_what_is_being_moved(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I3: a copy whose original is not known as done would be a second message."""
+
+    async def scenario() -> None:
+        async with opened(url) as broker, opened(url) as other:
+            one = await broker.consume("q", lease=60.0)
+            await one.hub.joined()
+            moving, confirmed = asyncio.Event(), asyncio.Event()
+            send = broker._sender.send
+
+            async def slowly(records: Sequence[Record]) -> list[KafkaError | None]:
+                errors = await send(records)
+                if records and records[0].topic == broker.options.names.later("q"):
+                    moving.set()
+                    await confirmed.wait()
+                return errors
+
+            monkeypatch.setattr(broker._sender, "send", slowly)
+            await broker.publish([message(not_before=time.time() + 600.0)])
+            await moving.wait()
+            two = await other.consume("q", lease=60.0)
+            await asyncio.sleep(1.0)
+            confirmed.set()
+            await two.hub.joined()
+            await one.close()
+            (stats,) = await other.stats()
+            while stats.delayed > 1:
+                await asyncio.sleep(0.2)
+                (stats,) = await other.stats()
+            assert (stats.ready, stats.delayed) == (0, 1)
+
+    asyncio.run(scenario())
