@@ -250,3 +250,75 @@ def test_two_people_read_the_dead_letters_at_once(play: Play) -> None:
         assert await counts(broker) == {"dead": 25}
 
     play(scenario)
+
+
+def test_an_idle_consumer_lets_the_service_wait(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that receives for a second at a time costs a request every ``wait`` seconds, and no more."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q")
+        service, _ = broker._opened()
+        waits: list[int] = []
+        call = service.call
+
+        async def noted(name: str, operation: str, **parameters: Any) -> dict[str, Any]:
+            if operation == "receive_message":
+                waits.append(parameters["WaitTimeSeconds"])
+            return await call(name, operation, **parameters)
+
+        monkeypatch.setattr(service, "call", noted)
+        consumer = await broker.consume("q")
+        for _ in range(3):
+            assert await consumer.receive(10, 1.0) == []
+        assert set(waits) == {1}
+        assert len(waits) <= 4
+
+    play(scenario)
+
+
+def test_a_redrive_before_does_not_change_the_order(play: Play) -> None:
+    """Whatever a process has sent to an ordered queue before, what it sends at once leaves one batch after another."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q", ordered=True)
+        await broker.publish([message("q", "dead", key="dead")])
+        consumer = await broker.consume("q")
+        (delivery,) = await take(consumer, 1)
+        await consumer.settle([(delivery, Dead(FAILURE))])
+        await other.redrive("q", [delivery.message.id])
+        sent = [str(number) for number in range(60)]
+        await asyncio.gather(*(other.publish([message("q", body, key="k")]) for body in sent))
+        seen: list[str] = []
+        while len(seen) < len(sent):
+            (delivery,) = await take(consumer, 1)
+            await consumer.settle([(delivery, Ack())])
+            seen += [] if delivery.message.key == "dead" else bodies([delivery])
+        assert seen == sent
+
+    play(scenario)
+
+
+def test_suspects_that_wait_in_an_ordered_queue_lose_no_attempt(play: Play) -> None:
+    """C7: they wait where they are, as whoever got them next would count what is given back as one more death."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q", ordered=True)
+        await broker.publish([message("q", key=str(number)) for number in range(8)])
+        await take(await broker.consume("q", lease=2.0), 8)  # Its holder dies: nobody renews.
+        attempts: list[int] = []
+
+        async def work(worker: SQSBroker) -> None:
+            consumer = await worker.consume("q", lease=2.0)
+            while len(attempts) < 8:
+                for delivery in await consumer.receive(10, 1.0):
+                    # Longer than a suspect was kept, with the lease alive.
+                    for _ in range(3):
+                        await asyncio.sleep(0.5)
+                        assert await consumer.extend([delivery]) == []
+                    assert await consumer.settle([(delivery, Ack())]) == [None]
+                    attempts.append(delivery.attempt)
+
+        await asyncio.gather(work(other), work(broker))
+        assert attempts == [2] * 8
+
+    play(scenario)

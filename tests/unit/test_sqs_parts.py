@@ -7,14 +7,21 @@ import json
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
+from botocore.exceptions import (
+    ClientError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    ProfileNotFound,
+    ReadTimeoutError,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 from postroom.broker.base import Subscription, Topic
 from postroom.broker.sqs.address import parse
 from postroom.broker.sqs.kept import check, kept_from, tags_of
-from postroom.broker.sqs.service import Answers, Batcher, Missing, translated
+from postroom.broker.sqs.service import Answers, Batcher, Missing, Service, translated
 from postroom.broker.sqs.wire import (
     HISTORY_ROOM,
     MOST_BYTES,
@@ -262,7 +269,20 @@ def _client_error(code: str, status: int = 400, message: str = "") -> ClientErro
         (_client_error("RequestThrottled"), "sqs:x", BrokerUnavailable),
         (_client_error("ThrottlingException"), "sqs:x", BrokerUnavailable),
         (_client_error("ExpiredToken", 403), "sqs:x", BrokerUnavailable),
+        (_client_error("OverLimit", 403), "sqs:receive_message", BrokerUnavailable),
+        (_client_error("KMS.ThrottlingException"), "sqs:x", BrokerUnavailable),
+        (_client_error("KMSThrottling"), "sns:x", BrokerUnavailable),
+        (
+            _client_error("SignatureDoesNotMatch", 403, "Signature expired: 2 is now earlier"),
+            "sqs:x",
+            BrokerUnavailable,
+        ),
+        (_client_error("RequestTimeTooSkewed", 403), "sqs:x", BrokerUnavailable),
         (_client_error("Unknown", 503), "sqs:x", BrokerUnavailable),
+        (_client_error("KMS.DisabledException"), "sqs:x", ConfigurationError),
+        (_client_error("KMS.NotFoundException"), "sqs:x", ConfigurationError),
+        (_client_error("KMSAccessDenied"), "sns:x", ConfigurationError),
+        (_client_error("SignatureDoesNotMatch", 403), "sqs:x", ConfigurationError),
         (_client_error("AccessDenied", 403), "sqs:x", ConfigurationError),
         (_client_error("InvalidClientTokenId", 403), "sqs:x", ConfigurationError),
         (_client_error("InvalidParameter", 400, "Invalid parameter: Message too long"), "sns:x", MessageTooLarge),
@@ -270,11 +290,42 @@ def _client_error(code: str, status: int = 400, message: str = "") -> ClientErro
         (EndpointConnectionError(endpoint_url="http://x"), "sqs:x", BrokerUnavailable),
         (ReadTimeoutError(endpoint_url="http://x"), "sqs:x", BrokerUnavailable),
         (NoCredentialsError(), "sqs:x", ConfigurationError),
+        (ProfileNotFound(profile="x"), "sqs:x", ConfigurationError),
+        (CredentialRetrievalError(provider="x", error_msg="x"), "sqs:x", BrokerUnavailable),
         (ConnectionResetError(), "sqs:x", BrokerUnavailable),
     ],
 )
 def test_errors_in_our_words(error: Exception, what: str, kind: type[PostroomError]) -> None:
     assert type(translated(error, what)) is kind
+
+
+def test_what_is_no_answer_of_the_service_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the page of a proxy, which the client's library cannot read: whoever publishes must not wait for ever."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    page = b"<html>Please log in<br></html>"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%s" % (len(page), page))
+        await writer.drain()
+        writer.close()
+
+    async def run() -> Answers:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as proxy:
+            port = proxy.sockets[0].getsockname()[1]
+            service = Service(parse(f"sqs://eu-west-1?endpoint_url=http://127.0.0.1:{port}"))
+            published = entry(pack(message()), fifo=False)
+            published["Message"] = published.pop("MessageBody")
+            try:
+                async with asyncio.timeout(20):
+                    return await service.publish("arn:aws:sns:eu-west-1:000000000000:t", [published])
+            finally:
+                await service.close()
+
+    (error,) = asyncio.run(run())
+    assert isinstance(error, BrokerUnavailable)
+    assert "proxy" in str(error)
 
 
 def test_somebody_elses_attribute_of_our_name() -> None:

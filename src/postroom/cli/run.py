@@ -74,7 +74,8 @@ def worker(
 
     if child:
         try:
-            run_one(app, options)
+            with app:
+                run_one(app, options)
         except ConfigurationError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(HOPELESS)

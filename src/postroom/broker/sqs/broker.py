@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from postroom.broker.base import Broker, Capabilities, Subscription, SubscriptionStats, Topic
 from postroom.broker.routing import wants
@@ -32,7 +32,7 @@ _COUNTS = (
 class _Target(NamedTuple):
     address: str
     """A queue's URL, or an SNS topic's ARN."""
-    kind: Literal["topic", "queue", "fifo"]
+    is_topic: bool
 
 
 class SQSBroker(Broker):
@@ -202,13 +202,12 @@ class SQSBroker(Broker):
         if route.arn is not None:
             published = entry(copy, fifo=False)
             published["Message"] = published.pop("MessageBody")
-            made.append((_Target(route.arn, "topic"), published))
+            made.append((_Target(route.arn, is_topic=True), published))
         delay = 0.0 if message.not_before is None else message.not_before - self._clock.now()
         for kept in route.queues:
             if route.arn is None or wants(kept.declared, message):
                 fifo = kept.declared.ordered
-                target = _Target(kept.url, "fifo" if fifo else "queue")
-                made.append((target, entry(copy, fifo=fifo, delay=delay)))
+                made.append((_Target(kept.url, is_topic=False), entry(copy, fifo=fifo, delay=delay)))
         return made
 
     async def _stats(self, topology: Topology, kept: Kept) -> SubscriptionStats:
@@ -230,9 +229,9 @@ class SQSBroker(Broker):
 
 
 async def _send(service: Service, target: _Target, entries: Sequence[dict[str, Any]]) -> Answers:
-    if target.kind == "topic":
+    if target.is_topic:
         return await service.publish(target.address, entries)
-    return await service.send(target.address, entries, in_order=target.kind == "fifo")
+    return await service.send(target.address, entries)
 
 
 def _unknown(topic: str, cause: Missing) -> TopicNotFound:

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from postroom.broker.base import Consumer, Delivery, Outcome, Release
 from postroom.broker.refusals import check_count, consumer_closed, lease_over, of_another_consumer, settled_before
-from postroom.broker.sqs.held import MOST_HIDDEN, Held, Memory, receive
+from postroom.broker.sqs.held import Held, Memory, receive
 from postroom.broker.sqs.kept import Kept
 from postroom.broker.sqs.outcomes import Outcomes
-from postroom.broker.sqs.service import Missing, Service, not_found
+from postroom.broker.sqs.service import Answers, Missing, Service, not_found
 from postroom.broker.sqs.wire import UNFILTERED
 from postroom.clock import Clock
 from postroom.errors import (
@@ -30,8 +30,11 @@ _FULL = 10
 """Messages of one ReceiveMessage, at most."""
 _POLLS = 8
 """Requests for messages that are under way at once."""
+_PARKED = 3
+"""Suspects of an ordered queue that wait here, as they cannot be given back uncounted; then no more is asked for."""
 _UNWANTED = 0.5
-"""Seconds for which a message that came too late for its receive waits here for the next."""
+"""Seconds for which a message that came too late for its receive waits here for the next; of an ordered queue half the
+lease, as others count what is given back."""
 
 
 class _Poll(NamedTuple):
@@ -77,6 +80,8 @@ class SQSConsumer(Consumer):
         self._receiving = 0
         self._arrived = asyncio.Event()
         self._error: PostroomError | None = None
+        self._has_heard = False
+        """The service has answered a request for messages."""
         self._closed = False
 
     @property
@@ -103,9 +108,8 @@ class SQSConsumer(Consumer):
             left = deadline - time.monotonic()
             if deliveries or left <= 0:
                 return deliveries
-            if left < 1:
-                return await self._glance(count, left)
-            self._ask(count, min(self._service.address.wait, int(left)) if left < math.inf else 1)
+            # It may outlast this call: what it brings waits for the next.
+            self._ask(count, self._service.address.wait)
             await self._clock.wait(self._arrived, None if left == math.inf else left)
 
     async def _glance(self, count: int, timeout: float) -> list[Delivery]:
@@ -150,6 +154,8 @@ class SQSConsumer(Consumer):
 
     def _ask(self, wanted: int, wait: int) -> None:
         """Have so many requests under way as what is wanted needs; more than one only where there is much."""
+        if self._ordered and len(self._suspects) >= _PARKED:
+            return
         size = 1 if self._ordered else _FULL
         while len(self._polls) < self._width:
             missing = wanted - len(self._ready) - sum(poll.wanted for poll in self._polls.values())
@@ -173,13 +179,17 @@ class SQSConsumer(Consumer):
                 MessageAttributeNames=["All"],
                 MessageSystemAttributeNames=["All"],
             )
+            self._has_heard = True
             messages = answer.get("Messages", [])
             self._width = min(_POLLS, self._width * 2) if len(messages) >= count else max(1, self._width // 2)
             await self._admit(messages, asked)
+            if self._ordered and self._suspects:
+                self._width = 1
         except Missing:
             self._error = not_found(self._kept.name)
         except PostroomError as error:
-            self._error = error
+            # What has worked may work again, as soon as somebody has mended the policy or the key.
+            self._error = BrokerUnavailable(str(error)) if self._has_heard else error
         finally:
             task = asyncio.current_task()
             assert task is not None
@@ -222,22 +232,36 @@ class SQSConsumer(Consumer):
 
     def _park(self, held: Held) -> None:
         """A suspect waits here until the one before is settled, but not for so long that others could have had it."""
-        if len(self._suspects) >= _FULL:
+        if len(self._suspects) >= _FULL and not self._ordered:
             self._spawn(self._put_back([held], self._lease / 4))
             return
         self._suspects.append(held)
         asyncio.get_running_loop().call_later(self._lease / 2, self._put_off, held)
 
     def _put_off(self, held: Held) -> None:
-        if held in self._suspects:
+        if held not in self._suspects:
+            return
+        if self._ordered and self._suspect is not None and self._suspect.alive:
+            # Who gets it next would take what we give back for a death: soon it would have no attempt left.
+            self._spawn(self._hold_on(held))
+        else:
             self._suspects.remove(held)
             self._spawn(self._put_back([held], 1.0))
 
+    async def _hold_on(self, held: Held) -> None:
+        (answer,) = await self._prolong([held])
+        if answer is None:
+            asyncio.get_running_loop().call_later(self._lease / 2, self._put_off, held)
+        elif held in self._suspects:
+            self._suspects.remove(held)
+            self._drop(held)
+
     async def _hide_until_due(self, early: Sequence[Held], now: float) -> None:
         if self._ordered:
-            delays = [math.ceil((held.copy.envelope.due or now) - now) for held in early]
-            hidden = [(held.receipt, min(MOST_HIDDEN, delay)) for held, delay in zip(early, delays, strict=True)]
-            await self._service.hide(self._kept.url, hidden)
+            hidden = [(held, math.ceil((held.copy.envelope.due or now) - now)) for held in early]
+            await self._service.hide(
+                self._kept.url, [(held.receipt, min(held.longest(), delay)) for held, delay in hidden]
+            )
         else:
             await self._outcomes.move([(held, held.copy.changed(suspect=held.suspect)) for held in early])
 
@@ -285,20 +309,16 @@ class SQSConsumer(Consumer):
     async def extend(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         self._check_open()
         lost: list[Delivery] = []
-        asked: list[tuple[Delivery, Held, int]] = []
-        now = time.monotonic()
+        asked: list[tuple[Delivery, Held]] = []
         for delivery in deliveries:
             held: Held = delivery.receipt
-            seconds = min(self._visibility, int(held.taken + MOST_HIDDEN - now))
-            if held.consumer is not self or not held.alive or seconds <= 0:
+            if held.consumer is not self or not held.alive or held.longest() <= 0:
                 lost.append(delivery)
             else:
-                asked.append((delivery, held, seconds))
-        answers = await self._service.hide(self._kept.url, [(held.receipt, seconds) for _, held, seconds in asked])
-        for (delivery, held, seconds), answer in zip(asked, answers, strict=True):
-            if answer is None:
-                held.until = now + min(self._own_lease, seconds)
-            elif not isinstance(answer, BrokerUnavailable):
+                asked.append((delivery, held))
+        answers = await self._prolong([held for _, held in asked])
+        for (delivery, held), answer in zip(asked, answers, strict=True):
+            if answer is not None and not isinstance(answer, BrokerUnavailable):
                 held.until = 0.0
                 self._drop(held)
                 lost.append(delivery)
@@ -306,6 +326,15 @@ class SQSConsumer(Consumer):
             assert answers[0] is not None
             raise answers[0]
         return lost
+
+    async def _prolong(self, helds: Sequence[Held]) -> Answers:
+        now = time.monotonic()
+        asked = [(held.receipt, min(self._visibility, held.longest())) for held in helds]
+        answers = await self._service.hide(self._kept.url, asked)
+        for held, (_, seconds), answer in zip(helds, asked, answers, strict=True):
+            if answer is None:
+                held.until = now + min(self._own_lease, seconds)
+        return answers
 
     async def close(self) -> None:
         if self._closed:
@@ -323,7 +352,8 @@ class SQSConsumer(Consumer):
     def _expect_a_receive(self) -> None:
         if (self._ready or self._suspects) and not self._receiving and not self._closed:
             newest = [*self._suspects, *self._ready][-1]
-            asyncio.get_running_loop().call_later(_UNWANTED, self._expire, newest)
+            patience = self._lease / 2 if self._ordered else _UNWANTED
+            asyncio.get_running_loop().call_later(patience, self._expire, newest)
 
     def _expire(self, newest: Held) -> None:
         """Nobody received in between: give back all that is here."""

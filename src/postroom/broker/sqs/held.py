@@ -59,6 +59,10 @@ class Held:
     def alive(self) -> bool:
         return not self.settled and time.monotonic() < self.until
 
+    def longest(self) -> int:
+        """Whole seconds for which it can be hidden from now on. More is refused, not cut (ChangeMessageVisibility)."""
+        return int(self.taken + MOST_HIDDEN - time.monotonic())
+
     @property
     def attempt(self) -> int:
         return self.copy.envelope.counted + 1

@@ -72,7 +72,7 @@ class Outcomes:
                     "%s: %s waits 12 h, not %.0f s: an ordered SQS queue hides no message for longer",
                     self._kept.name, held.copy.envelope.id, outcome.delay,
                 )  # fmt: skip
-        hidden = [(held.receipt, min(MOST_HIDDEN, math.ceil(outcome.delay))) for held, outcome in settlements]
+        hidden = [(held.receipt, min(held.longest(), math.ceil(outcome.delay))) for held, outcome in settlements]
         answers = await self._service.hide(self._kept.url, hidden)
         for (held, outcome), answer in zip(settlements, answers, strict=True):
             if answer is None:

@@ -6,21 +6,29 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
 from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 from botocore.exceptions import (  # type: ignore[import-untyped]
     BotoCoreError,
     ClientError,
+    ConfigNotFound,
+    ConfigParseError,
     ConnectionError,
+    CredentialRetrievalError,
     HTTPClientError,
+    MetadataRetrievalError,
     NoCredentialsError,
     NoRegionError,
     PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
 )
+from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
-from postroom.broker.sqs.address import Address
+from postroom.broker.sqs.address import FIFO, Address
 from postroom.broker.sqs.wire import MOST_BYTES, size_of
 from postroom.errors import (
     BrokerClosed,
@@ -42,10 +50,38 @@ _LANES = 8
 _GONE = ("NonExistentQueue", "QueueDoesNotExist", "NotFound")
 _LOST = ("ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidParameterValue")
 _DENIED = ("AccessDenied", "AuthorizationError", "InvalidClientTokenId", "InvalidSecurity", "SignatureDoesNotMatch")
-_DENIED_TOO = ("UnrecognizedClientException", "OptInRequired", "KmsAccessDenied", "KmsDisabled", "KmsNotFound")
+_DENIED_TOO = ("UnrecognizedClientException", "OptInRequired")
 _FOR_NOW = ("Throttl", "TooManyRequests", "RequestLimitExceeded", "ExpiredToken", "ServiceUnavailable", "Internal")
+_FOR_NOW_TOO = ("OverLimit", "ConcurrentAccess", "RequestExpired", "RequestTimeTooSkewed")
+"""``OverLimit``: as many messages are in flight as may be, until some are settled (ReceiveMessage)."""
+_SKEWED = ("Signature expired", "Signature not yet current")
+"""This clock is wrong, as after a pause of the machine, until it is set."""
+_MOST_CONNECTIONS = 10_000
+"""No limit: what is under way at once is bounded by lanes and polls, and nothing shall wait behind a poll."""
+_CONNECT, _READ = 5.0, 10.0
+"""Seconds until a connection, or an answer, is not waited for any longer."""
 
 Answers = list[PostroomError | None]
+
+
+class _Use(NamedTuple):
+    """What a client of the library is made for."""
+
+    attempts: int
+    waits: bool = False
+    """The service may wait with its answer."""
+
+
+# A send that the library repeats on its own makes a second message, and of a lost receive nobody knows what it took.
+# The others can be repeated: a start shall not fail because one of its many questions was one too many a second.
+_ASK, _ACT, _POLL = _Use(3), _Use(1), _Use(1, waits=True)
+_USES = {
+    "send_message_batch": _ACT,
+    "publish_batch": _ACT,
+    "delete_message_batch": _ACT,
+    "change_message_visibility_batch": _ACT,
+    "receive_message": _POLL,
+}
 
 
 class Missing(BrokerError):
@@ -57,8 +93,9 @@ class Service:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self._clients: dict[str, Any] = {}
+        self._clients: dict[tuple[str, _Use], Any] = {}
         self._opening = asyncio.Lock()
+        self._session = AioSession()
         self._stack = AsyncExitStack()
         self._batchers: dict[tuple[str, str], Batcher] = {}
         self._closed = False
@@ -77,10 +114,10 @@ class Service:
     async def call(self, service: str, operation: str, **parameters: Any) -> dict[str, Any]:
         """Raises ``Missing`` and what else :func:`translated` makes of the client's exceptions."""
         try:
-            client = self._clients.get(service) or await self._client(service)
+            client = await self._client(service, _USES.get(operation, _ASK))
             answer: dict[str, Any] = await getattr(client, operation)(**parameters)
             return answer
-        except (BotoCoreError, ClientError, OSError, TimeoutError) as error:
+        except (BotoCoreError, ClientError, ResponseParserError, OSError, TimeoutError) as error:
             if self._closed:
                 raise BrokerClosed(f"the broker was closed during {operation}") from error
             raise translated(error, f"{service}:{operation}") from error
@@ -98,12 +135,12 @@ class Service:
 
     async def region(self) -> str:
         """The one in use, where the URL names none."""
-        client = self._clients.get("sqs") or await self._client("sqs")
-        return str(client.meta.region_name)
+        return str((await self._client("sqs", _ASK)).meta.region_name)
 
-    async def send(self, queue: str, entries: Sequence[dict[str, Any]], *, in_order: bool = False) -> Answers:
-        """To a queue, by its URL; answered in order."""
-        return await self._batcher("send_message_batch", queue, 1 if in_order else _LANES).all(entries)
+    async def send(self, queue: str, entries: Sequence[dict[str, Any]]) -> Answers:
+        """To a queue, by its URL; answered in order. One that keeps order gets them in order."""
+        lanes = 1 if queue.endswith(FIFO) else _LANES
+        return await self._batcher("send_message_batch", queue, lanes).all(entries)
 
     async def publish(self, topic: str, entries: Sequence[dict[str, Any]]) -> Answers:
         """To a topic, by its ARN."""
@@ -144,26 +181,27 @@ class Service:
         silence = BrokerUnavailable(f"{operation}: the service did not answer for every entry")
         return [None if number in done else failed.get(number, silence) for number in range(len(entries))]
 
-    async def _client(self, service: str) -> Any:
+    async def _client(self, service: str, use: _Use) -> Any:
+        found = self._clients.get((service, use))
+        if found is not None:
+            return found
         async with self._opening:
-            if service not in self._clients:
-                session = AioSession()
+            if (service, use) not in self._clients:
                 config = AioConfig(
-                    # A send that the client library repeats on its own makes a second message.
-                    retries={"total_max_attempts": 1, "mode": "standard"},
-                    connect_timeout=5,
-                    read_timeout=self.address.wait + 10,
-                    max_pool_connections=64,
+                    retries={"total_max_attempts": use.attempts, "mode": "adaptive"},
+                    connect_timeout=_CONNECT,
+                    read_timeout=_READ + (self.address.wait if use.waits else 0),
+                    max_pool_connections=_MOST_CONNECTIONS,
                     parameter_validation=False,
                 )
-                made = session.create_client(
+                made = self._session.create_client(
                     service,
                     region_name=self.address.region,
                     endpoint_url=self.address.endpoint_url,
                     config=config,
                 )
-                self._clients[service] = await self._stack.enter_async_context(made)
-            return self._clients[service]
+                self._clients[service, use] = await self._stack.enter_async_context(made)
+            return self._clients[service, use]
 
 
 class Batcher:
@@ -250,6 +288,12 @@ def translated(error: Exception, what: str) -> PostroomError:
         return ConfigurationError(f"{what}: no AWS credentials; set AWS_ACCESS_KEY_ID, a profile, or a role ({error})")
     if isinstance(error, NoRegionError):
         return ConfigurationError(f"{what}: no region; write sqs://eu-west-1 or set AWS_REGION")
+    if isinstance(error, ProfileNotFound | ConfigNotFound | ConfigParseError | SSOError | TokenRetrievalError):
+        return ConfigurationError(f"{what}: {error}; correct AWS_PROFILE or the AWS config file, or log in anew")
+    if isinstance(error, CredentialRetrievalError | MetadataRetrievalError):
+        return BrokerUnavailable(f"{what}: the AWS credentials cannot be fetched now: {error}")
+    if isinstance(error, ResponseParserError):
+        return BrokerUnavailable(f"{what}: this is no answer of the service; is a proxy in between? {error}")
     if isinstance(error, ConnectionError | HTTPClientError | OSError | TimeoutError):
         return BrokerUnavailable(f"{what}: the service cannot be reached: {error or type(error).__name__}")
     return BrokerError(f"{what}: {error}")
@@ -265,9 +309,11 @@ def _told(code: str, message: str, what: str, status: int) -> PostroomError:
     short = code.rpartition(".")[2]
     if short in _GONE:
         return Missing(text)
-    if any(word in short for word in _FOR_NOW) or status >= 500:
+    for_now = short in _FOR_NOW_TOO or any(word in short for word in _FOR_NOW)
+    if for_now or status >= 500 or any(words in message for words in _SKEWED):
         return BrokerUnavailable(text)
-    if short.startswith(_DENIED) or short.startswith(_DENIED_TOO):
+    # SQS says KMS.DisabledException, SNS KMSDisabled.
+    if short.startswith((*_DENIED, *_DENIED_TOO)) or "KMS" in code.upper():
         return ConfigurationError(f"{text}; the policy this needs stands in docs/brokers/sqs.md")
     if "too long" in message or short == "BatchRequestTooLong":
         return MessageTooLarge(text)
