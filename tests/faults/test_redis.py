@@ -115,7 +115,8 @@ def test_killers_among_innocents(faults: Stage, tasks: ModuleType) -> None:
 
 @pytest.mark.slow
 def test_a_frozen_worker_is_fenced(faults: Stage, tasks: ModuleType) -> None:
-    """I8, C5: taken for dead, its message runs elsewhere; thawed, it settles nothing."""
+    """I8, C5: its lease ends, its message runs elsewhere; thawed, it settles nothing."""
+    faults.environment["FAULTS_LEASE"] = "4"
     first = faults.worker("5")
     job = tasks.block.enqueue(1.5)
     faults.wait_for("start", job.id)

@@ -48,9 +48,19 @@ def test_the_rights_of_the_manual_are_enough(server: Server) -> None:
     with Redis.from_url(server.url) as client:
         client.execute_command(
             "ACL", "SETUSER", "shop", "on", ">p@ss", "~{postroom}:*",
-            "+@read", "+@write", "+@scripting", "+@connection", "+time", "+info", "+config|get",
+            "&{postroom}:*", "+@read", "+@write", "+@scripting", "+@connection", "+@pubsub", "+time",
+            "+info", "+config|get",
         )  # fmt: skip
     assert asyncio.run(live(server.url.replace("redis://", "redis://shop:p%40ss@"))) == []
+
+
+@pytest.mark.parametrize("rights", ["+@all", "&* +@all -pubsub"])
+def test_who_may_not_listen_is_told_before_it_works(server: Server, rights: str) -> None:
+    """Its death could not be told from a pause."""
+    with Redis.from_url(server.url) as client:
+        client.execute_command("ACL", "SETUSER", "deaf", "reset", "on", ">pass", "~*", *rights.split())
+    with pytest.raises(ConfigurationError, match=r"refuses us.*ACL"):
+        asyncio.run(live(server.url.replace("redis://", "redis://deaf:pass@")))
 
 
 @pytest.mark.parametrize("user", ["nobody:secret@", ":secret@", "shy:secret@"])
@@ -81,7 +91,7 @@ def test_a_password_over_tls(tmp_path: Path) -> None:
         RedisServer(tmp_path / "redis", options=(*options, "--tls-ca-cert-file", str(made.certificate)))
     ) as server:
         with Redis.from_url(server.url) as client:
-            client.execute_command("ACL", "SETUSER", "shop", "on", ">p@ss", "~{postroom}:*", "+@all")
+            client.execute_command("ACL", "SETUSER", "shop", "on", ">p@ss", "~{postroom}:*", "&{postroom}:*", "+@all")
         shown = f"certfile={made.certificate}&keyfile={made.key}"
         believed = f"cafile={made.certificate}&{shown}"
         assert asyncio.run(live(f"rediss://shop:p%40ss@localhost:{port}?{believed}")) == []

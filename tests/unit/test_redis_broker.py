@@ -127,29 +127,61 @@ def test_nothing_is_left_of_what_has_gone(url: str, server: Server, namespace: s
     asyncio.run(main())
 
 
-def test_a_consumer_whose_signs_of_life_stop_is_dead_long_before_its_lease(url: str) -> None:
-    """And one that goes on giving them is not, however short of time its handlers are."""
+def test_who_has_died_is_told_from_who_is_frozen(url: str) -> None:
+    """C3, C4: no signs of life and no connection is death, long before the lease ends; what only pauses keeps it."""
 
     async def main() -> None:
-        dead, alive, other = RedisBroker(url), RedisBroker(url), RedisBroker(url)
-        for broker in (dead, alive, other):
+        brokers = dead, frozen, alive, other = [RedisBroker(url) for _ in range(4)]
+        for broker in brokers:
             await broker.connect()
             await broker.declare(*QUEUE)
-            await broker.publish(messages("q", 2))
-        lost, held = await dead.consume("q"), await alive.consume("q")
-        (gone,) = await lost.receive(1, 1.0)
-        (kept,) = await held.receive(1, 1.0)
-        lost.started([gone])
-        assert dead._beating is not None
-        dead._beating.cancel()
+        await broker.publish(messages("q", 3))
+        consumers = [await broker.consume("q") for broker in (dead, frozen, alive)]
+        held = [(await consumer.receive(1, 1.0))[0] for consumer in consumers]
+        for consumer, delivery in zip(consumers, held, strict=True):
+            consumer.started([delivery])
+        for broker in (dead, frozen):
+            assert broker._beating is not None
+            broker._beating.cancel()
+        dead._lifeline.close()
         begin = time.monotonic()
-        (again,) = await (await other.consume("q")).receive(5, 10.0)
+        last = await other.consume("q")
+        (again,) = await last.receive(5, 10.0)
         assert time.monotonic() - begin < RedisBroker.capabilities.death_notice
-        assert (again.message.id, again.attempt, again.suspect) == (gone.message.id, 2, True)
-        assert await held.settle([(kept, Ack())]) == [None]
-        assert "LeaseLost" in repr(await lost.settle([(gone, Release())]))
-        for broker in (dead, alive, other):
+        assert (again.message.id, again.attempt, again.suspect) == (held[0].message.id, 2, True)
+        assert "LeaseLost" in repr(await consumers[0].settle([(held[0], Release())]))
+        assert await last.receive(5, 3.0) == []
+        for consumer, delivery in zip(consumers[1:], held[1:], strict=True):
+            assert await consumer.settle([(delivery, Ack())]) == [None]
+        for broker in brokers:
             await broker.close()
+
+    asyncio.run(main())
+
+
+def test_a_lifeline_that_the_server_does_not_know_is_made_anew(url: str, server: Server, namespace: str) -> None:
+    """As after a failover to another server, when this one still answers: notes would go where nobody reads them."""
+
+    async def main() -> None:
+        broker, other = RedisBroker(url), RedisBroker(url)
+        for each in (broker, other):
+            await each.connect()
+            await each.declare(*QUEUE)
+        await broker.publish(messages("q", 1))
+        consumer = await broker.consume("q", lease=2.0)
+        # It goes on, but to another channel.
+        connection = broker._lifeline._connection
+        connection.send_command("UNSUBSCRIBE")
+        begin = time.monotonic()
+        while broker._lifeline._connection in (connection, None):
+            assert time.monotonic() - begin < 10
+            await asyncio.sleep(0.05)
+        (delivery,) = await consumer.receive(1, 1.0)
+        consumer.started([delivery])
+        (again,) = await (await other.consume("q")).receive(1, 10.0)
+        assert (again.attempt, again.suspect) == (2, True)
+        for each in (broker, other):
+            await each.close()
 
     asyncio.run(main())
 

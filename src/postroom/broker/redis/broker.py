@@ -15,8 +15,8 @@ from postroom.broker.redis.address import parse
 from postroom.broker.redis.consumer import RedisConsumer
 from postroom.broker.redis.inlet import Inlet
 from postroom.broker.redis.jobs import RedisJobs
+from postroom.broker.redis.lifeline import Lifeline
 from postroom.broker.redis.link import Gone, Link, end
-from postroom.broker.redis.notes import Notes
 from postroom.broker.redis.topology import Known, Topology, missing
 from postroom.clock import Clock, SystemClock
 from postroom.doctor import Finding
@@ -26,7 +26,7 @@ from postroom.message import DeadLetter, Message
 logger = logging.getLogger("postroom.broker")
 
 _BEAT = 1.0
-"""Seconds between two signs of life. The server takes whoever gives none for 4 seconds for dead."""
+"""Seconds between two signs of life. Whoever gives none for 4 seconds, and is not connected any more, is dead."""
 
 
 class RedisBroker(Broker):
@@ -63,7 +63,7 @@ class RedisBroker(Broker):
         self._clock: Clock = clock or SystemClock()
         self._link = Link(parse(url), clock)
         self._topology = Topology(self._link)
-        self._notes = Notes(self._link)
+        self._lifeline = Lifeline(self._link)
         self._inlet = Inlet(self._link, self._topology, self.publish)
         self._jobs = RedisJobs(self._link, self._topology)
         self._consumers: set[RedisConsumer] = set()
@@ -89,7 +89,7 @@ class RedisBroker(Broker):
         await self._inlet.close()
         if self._beating is not None:
             await end(self._beating)
-        self._notes.close()
+        self._lifeline.close()
         await self._link.close()
 
     async def declare(self, topics: Sequence[Topic], subscriptions: Sequence[Subscription]) -> None:
@@ -106,8 +106,8 @@ class RedisBroker(Broker):
         if lease <= 0:
             raise ConfigurationError(f"consume: lease must be more than 0 seconds, not {lease}")
         item = await self._topology.subscription(subscription)
-        await self._notes.connect()
-        consumer = RedisConsumer(self._link, self._notes, self._clock, item, lease, self._consumers.discard)
+        await self._lifeline.connect()
+        consumer = RedisConsumer(self._link, self._lifeline, self._clock, item, lease, self._consumers.discard)
         await self._beat([consumer])
         self._consumers.add(consumer)
         self._inlet.start()
@@ -215,11 +215,11 @@ class RedisBroker(Broker):
             await asyncio.sleep(_BEAT)
             try:
                 await self._beat(list(self._consumers))
-                await self._notes.connect()
             except (PostroomError, RedisError, OSError) as error:
                 logger.debug("cannot tell %s that we live, trying again: %s", self._link.address.shown, error)
 
     async def _beat(self, consumers: Sequence[RedisConsumer]) -> None:
         rows = [text for consumer in consumers for text in (consumer.subscription, consumer.holder)]
         if rows:
-            await self._link.run("beat", len(consumers), *rows)
+            known = await self._link.run("beat", self._lifeline.process, len(consumers), *rows)
+            await self._lifeline.connect(anew=not known)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
@@ -15,8 +13,8 @@ from postroom.broker.base import Ack, Dead, Delivery, Outcome, Release, Retry, S
 from postroom.broker.leasing import LOOK_AGAIN, Claimed, LeasingConsumer, Receipt
 from postroom.broker.redis import records
 from postroom.broker.redis.bell import Bell
+from postroom.broker.redis.lifeline import Lifeline
 from postroom.broker.redis.link import Gone, Link
-from postroom.broker.redis.notes import Notes
 from postroom.broker.redis.topology import missing
 from postroom.clock import Clock
 from postroom.message import Message
@@ -26,6 +24,7 @@ logger = logging.getLogger("postroom.broker")
 BATCH = 500
 """Messages claimed by one script: the server does nothing else meanwhile."""
 SETTLE_BATCH = 1000
+_numbers = count(1)
 
 
 class RedisConsumer(LeasingConsumer):
@@ -34,18 +33,18 @@ class RedisConsumer(LeasingConsumer):
     def __init__(
         self,
         link: Link,
-        notes: Notes,
+        lifeline: Lifeline,
         clock: Clock,
         item: Subscription,
         lease: float,
         closed: Callable[[RedisConsumer], None],
     ) -> None:
-        self.holder = f"{socket.gethostname()}:{os.getpid()}.{os.urandom(4).hex()}".replace("/", "-")
+        self.holder = f"{lifeline.process}-{next(_numbers)}"
         self.subscription = records.escape(item.name)
         self._bell = Bell(link, link.key("sub", self.subscription, "bell"))
         super().__init__(item.name, clock, self._bell.rung)
         self._link = link
-        self._notes = notes
+        self._lifeline = lifeline
         self._lease = lease
         self._on_close = closed
         self._turns = count(1)
@@ -55,7 +54,7 @@ class RedisConsumer(LeasingConsumer):
     def started(self, deliveries: Sequence[Delivery]) -> None:
         leases = [delivery.receipt.lease for delivery in deliveries if delivery.receipt.state == "held"]
         if leases:
-            self._notes.started(self._leases_key, self._started_key, leases)
+            self._lifeline.started(self._leases_key, self._started_key, leases)
 
     async def _leave(self) -> None:
         try:

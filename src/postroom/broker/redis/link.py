@@ -208,6 +208,8 @@ def _translated(error: ResponseError, where: str) -> Exception:
         return Stale()
     if text.startswith("GONE"):
         return Gone()
+    if text.startswith("ACL failure in script") or "executing the script can't" in text:
+        return ConfigurationError(f"{where} refuses us: {text}; check the ACL of the user")
     if "WRONGPASS" in text or "NOAUTH" in text or "invalid DB index" in text or "DB index is out of range" in text:
         return ConfigurationError(f"{where} refuses us: {text}")
     if "compiling script" in text:

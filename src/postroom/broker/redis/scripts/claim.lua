@@ -64,7 +64,7 @@ for priority = 0, 9 do
     if first[2] then next_due = math.min(next_due, tonumber(first[2])) end
   end
 end
--- Whoever of the others gives no sign of life until then is dead.
+-- Whoever of the others gives no sign of life until then may be dead.
 local silent = ARGV[1] == '' and call('ZRANGE', s.holders, 0, 0, 'WITHSCORES')[2]
 if silent and tonumber(silent) > now then next_due = math.min(next_due, tonumber(silent) + 0.001) end
 if next_due < math.huge then answer[2] = time_text(next_due - now) end

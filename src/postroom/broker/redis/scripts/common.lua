@@ -219,6 +219,9 @@ local function recover(s, lease)
   wait(s, id, 0, true, '1')
 end
 
+-- How many connections say that they are this process: it listens on a channel, as long as it lives.
+local function connections(process) return call('PUBSUB', 'NUMSUB', root .. 'alive:' .. process)[2] end
+
 -- Consumers of living processes renew their entry every second, by the server's own clock. After a pause of the
 -- server none could: then all are given the time to do so.
 local PULSE, GRACE = 2.5, 4
@@ -230,10 +233,18 @@ local function beat(s, holder)
 end
 
 local function recover_dead(s)
-  local dead = call('ZRANGEBYSCORE', s.holders, '-inf', real, 'LIMIT', 0, 100)
-  if #dead == 0 or real < tonumber(call('HGET', root .. 'pulse', 'grace') or 0) then return end
-  local is_dead = {}
-  for _, holder in ipairs(dead) do is_dead[holder] = true end
+  local silent = call('ZRANGEBYSCORE', s.holders, '-inf', real, 'LIMIT', 0, 100)
+  if #silent == 0 or real < tonumber(call('HGET', root .. 'pulse', 'grace') or 0) then return end
+  local dead, is_dead = {}, {}
+  for _, holder in ipairs(silent) do
+    if connections(string.match(holder, '^(.*)%-')) > 0 then
+      -- Frozen or short of time: it keeps what it holds until its leases end.
+      call('ZADD', s.holders, real + 1, holder)
+    else
+      dead[#dead + 1], is_dead[holder] = holder, true
+    end
+  end
+  if #dead == 0 then return end
   for _, lease in ipairs(call('ZRANGE', s.leases, 0, -1)) do
     if is_dead[string.match(lease, '^[^/]+')] then recover(s, lease) end
   end

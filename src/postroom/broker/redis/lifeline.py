@@ -1,11 +1,14 @@
-"""Notes of what is started: they are in the kernel's hands before the handler runs, from whatever thread it is noted.
+"""A connection that lives exactly as long as the process: by it the server knows that the process does.
 
-A handler that kills its process at once would otherwise be gone before its note; and then it would never be counted.
+It also carries the notes of what is started. They are in the kernel's hands before the handler runs, from whatever
+thread it is noted: a handler that kills its process at once would otherwise be gone before its note, never counted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -32,28 +35,39 @@ _UNSENT = 1000
 Note = tuple[Any, ...]
 
 
-class Notes:
-    """A connection that only sends. While there is none, notes wait for the next."""
+class Lifeline:
+    """Subscribes to a channel of its own, on which nothing ever comes: scripts ask whether anybody listens there.
+
+    Whoever has died does not, for the system closes its connections; whoever is frozen or short of time does.
+    """
 
     def __init__(self, link: Link) -> None:
+        self.process = f"{socket.gethostname()}:{os.getpid()}.{os.urandom(4).hex()}".replace("/", "-")
+        """The name of this process on the server."""
         self._link = link
         self._lock = threading.Lock()
         self._connection: Any = None
         self._connecting = asyncio.Lock()
         self._unsent: deque[Note] = deque(maxlen=_UNSENT)
 
-    async def connect(self) -> None:
-        """Unless it is connected. Called every second: a connection that has died is seen by that."""
+    async def connect(self, *, anew: bool = False) -> None:
+        """Unless it is connected. Called every second: a connection that has died is seen by that.
+
+        ``anew``: also if it seems to be: the server does not know it, as after a failover to another.
+        """
         async with self._connecting:
             with self._lock:
+                if anew:
+                    self._drop()
                 self._send(("PING",))
                 if self._connection is not None:
                     return
             options = await self._link.node_options()
             with self._link.translated():
-                connection = await asyncio.to_thread(_connect, options)
+                connection = await asyncio.to_thread(_connect, options, self._link.key("alive", self.process))
             with self._lock:
                 self._connection = connection
+                # While there was none, notes have waited.
                 while self._unsent and self._send(self._unsent[0]):
                     self._unsent.popleft()
 
@@ -87,9 +101,18 @@ class Notes:
             self._connection = None
 
 
-def _connect(options: dict[str, Any]) -> Any:
+def _connect(options: dict[str, Any], channel: str) -> Any:
     kind: Any = SSLConnection if options.pop("ssl", False) else Connection
-    connection = kind(**options | {"retry": Retry(NoBackoff(), 0), "socket_timeout": _PATIENCE})
+    # Only with this protocol may a connection that has subscribed send other commands.
+    connection = kind(**options | {"retry": Retry(NoBackoff(), 0), "protocol": 3})
     connection.connect()
-    connection.send_command("CLIENT", "REPLY", "OFF")
+    try:
+        connection.send_command("SUBSCRIBE", channel)
+        connection.read_response(push_request=True)
+        connection.send_command("CLIENT", "REPLY", "OFF")
+    except BaseException:
+        connection.disconnect()
+        raise
+    # Getting in may take its time; a note may not.
+    connection._sock.settimeout(_PATIENCE)
     return connection
