@@ -31,8 +31,7 @@ class Bell:
     async def close(self) -> None:
         if self._listening is not None:
             await end(self._listening)
-        if self._client is not None:
-            await self._client.aclose()
+        await self._disconnect()
 
     async def _listen(self) -> None:
         try:
@@ -50,3 +49,9 @@ class Bell:
         except PostroomError as error:
             # Whoever waits looks again by itself before long, and learns what is wrong.
             logger.debug("cannot wait on %s: %s", self._key, error)
+            await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()

@@ -58,8 +58,12 @@ class Inlet:
     async def close(self) -> None:
         if self._running is not None:
             await end(self._running)
-        if self._client is not None:
-            await self._client.aclose()
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
 
     async def _run(self) -> None:
         while True:
@@ -72,8 +76,9 @@ class Inlet:
             except BrokerClosed:
                 return
             except PostroomError as error:
-                # A group may have gone with a stream that somebody deleted.
+                # A group may have gone with a stream that somebody deleted, a master with a failover.
                 self._version = ""
+                await self._disconnect()
                 logger.debug("cannot take in what others produce, trying again: %s", error)
                 await asyncio.sleep(_PAUSE)
 

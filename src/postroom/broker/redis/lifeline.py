@@ -49,6 +49,7 @@ class Lifeline:
         self._connection: Any = None
         self._connecting = asyncio.Lock()
         self._unsent: deque[Note] = deque(maxlen=_UNSENT)
+        self._closed = False
 
     async def connect(self, *, anew: bool = False) -> None:
         """Unless it is connected. Called every second: a connection that has died is seen by that.
@@ -64,12 +65,7 @@ class Lifeline:
                     return
             options = await self._link.node_options()
             with self._link.translated():
-                connection = await asyncio.to_thread(_connect, options, self._link.key("alive", self.process))
-            with self._lock:
-                self._connection = connection
-                # While there was none, notes have waited.
-                while self._unsent and self._send(self._unsent[0]):
-                    self._unsent.popleft()
+                await asyncio.to_thread(self._open, options)
 
     def started(self, leases_key: str, started_key: str, leases: Sequence[str]) -> None:
         """From any thread; does not wait for the server."""
@@ -80,7 +76,21 @@ class Lifeline:
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             self._drop()
+
+    def _open(self, options: dict[str, Any]) -> None:
+        connection = _connect(options, self._link.key("alive", self.process))
+        with self._lock:
+            if self._closed:
+                # Whoever wanted it waits no longer.
+                connection.disconnect()
+                return
+            self._drop()
+            self._connection = connection
+            # While there was none, notes have waited.
+            while self._unsent and self._send(self._unsent[0]):
+                self._unsent.popleft()
 
     def _send(self, command: Note) -> bool:
         connection = self._connection

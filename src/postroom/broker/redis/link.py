@@ -183,6 +183,11 @@ class Link:
             except NoScriptError:
                 # The server was restarted, or another took its place. It has done nothing yet.
                 return await client.eval(wanted.source, *given)
+            except ReadOnlyError:
+                # It is no master any more. Its name may lead to the new one, but open connections would never learn.
+                if not self.address.cluster:
+                    await client.connection_pool.disconnect(inuse_connections=False)
+                raise
 
     @contextmanager
     def translated(self) -> Iterator[None]:
