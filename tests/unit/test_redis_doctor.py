@@ -72,7 +72,7 @@ def test_a_server_that_has_made_room(server: Server, client: Redis) -> None:
         ({"maxmemory-policy": "allkeys-lru"}, "eviction", "error", "deletes keys"),
         ({"maxmemory-policy": "volatile-ttl", "maxmemory": "0"}, "eviction", "warning", "once it has a maxmemory"),
         ({"maxmemory": "0"}, "memory", "warning", "no maxmemory"),
-        ({"maxmemory": "1200000"}, "memory", "warning", "of 1 MiB"),
+        ({"maxmemory": "600000"}, "memory", "warning", "of 1 MiB"),
     ],
 )
 def test_a_wrong_setting(
