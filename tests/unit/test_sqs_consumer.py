@@ -12,9 +12,9 @@ import pytest
 from services.sqs import CREDENTIALS, SQSServer
 
 from postroom.broker.base import Ack, Consumer, Dead, Delivery, Release, Retry, Subscription, Topic
-from postroom.broker.sqs import SQSBroker
+from postroom.broker.sqs import SQSBroker, letters
 from postroom.broker.sqs.held import MOST_HIDDEN
-from postroom.errors import ConfigurationError, LeaseLost, MessageTooLarge
+from postroom.errors import BrokerUnavailable, ConfigurationError, LeaseLost, MessageTooLarge
 from postroom.message import Failure, Message, new_id
 from tests.servers import private
 
@@ -159,7 +159,7 @@ def test_attempts_in_an_ordered_queue(play: Play) -> None:
 
     async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
         await queue(broker, "q", ordered=True)
-        await broker.publish([message("q", key="k", not_before=time.time() + 1.5)])
+        await broker.publish([message("q", key="k", not_before=time.time() + 3.0)])
         consumer = await broker.consume("q")
         assert await consumer.receive(1, 0.5) == []
         for outcome, attempt in ((Release(), 1), (Retry(delay=0.0, failure=FAILURE), 1), (Release(), 2)):
@@ -276,6 +276,35 @@ def test_an_idle_consumer_lets_the_service_wait(play: Play, monkeypatch: pytest.
     play(scenario)
 
 
+def test_what_is_denied_later_is_tried_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C17: a policy that is wrong for an hour must not end all workers for good."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q")
+        service, _ = broker._opened()
+        call, denied = service.call, True
+
+        async def deny(name: str, operation: str, **parameters: Any) -> dict[str, Any]:
+            if denied and operation == "receive_message":
+                raise ConfigurationError("AccessDenied")
+            return await call(name, operation, **parameters)
+
+        monkeypatch.setattr(service, "call", deny)
+        consumer = await broker.consume("q")
+        with pytest.raises(ConfigurationError, match="AccessDenied"):
+            await consumer.receive(1, 1.0)
+        denied = False
+        assert await consumer.receive(1, 1.0) == []
+        denied = True
+        with pytest.raises(BrokerUnavailable, match="AccessDenied"):
+            await consumer.receive(1, 1.0)
+        denied = False
+        await broker.publish([message("q")])
+        assert len(await take(consumer, 1)) == 1
+
+    play(scenario)
+
+
 def test_a_redrive_before_does_not_change_the_order(play: Play) -> None:
     """Whatever a process has sent to an ordered queue before, what it sends at once leaves one batch after another."""
 
@@ -322,3 +351,105 @@ def test_suspects_that_wait_in_an_ordered_queue_lose_no_attempt(play: Play) -> N
         assert attempts == [2] * 8
 
     play(scenario)
+
+
+def test_all_dead_letters_of_one_key_are_seen(play: Play) -> None:
+    """C8: of one message group the service shows no more than ten at once, so dead letters have groups of their own."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q", ordered=True)
+        sent = [message("q", str(number), key="k") for number in range(13)]
+        await broker.publish(sent)
+        consumer = await broker.consume("q")
+        for _ in sent:
+            (delivery,) = await take(consumer, 1)
+            assert await consumer.settle([(delivery, Dead(FAILURE))]) == [None]
+        ids = [one.id for one in sent]
+        assert [letter.message.id for letter in await broker.dead_letters("q")] == ids
+        assert await broker.redrive("q", ids) == ids
+        for one in sent:
+            (delivery,) = await take(consumer, 1)
+            assert (delivery.message.id, delivery.message.key) == (one.id, "k")
+            assert await consumer.settle([(delivery, Ack())]) == [None]
+
+    play(scenario)
+
+
+def test_reading_ends_though_letters_come_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more letters than can be read before the first of them are visible again, there is an end all the same."""
+    monkeypatch.setattr(letters, "_HIDDEN", 0)
+    monkeypatch.setattr(letters, "_PATIENCE", 0.0)
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q")
+        await broker.publish([message("q", str(number)) for number in range(12)])
+        consumer = await broker.consume("q")
+        await consumer.settle([(delivery, Dead(FAILURE)) for delivery in await take(consumer, 12)])
+        async with asyncio.timeout(20):
+            found = await broker.dead_letters("q")
+        assert 10 <= len(found) == len({letter.message.id for letter in found})
+
+    play(scenario)
+
+
+def test_a_subscription_without_its_dead_letters_gets_them_back(play: Play) -> None:
+    """Whoever removed it died half-way; declared again, what dies in it is kept."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q")
+        service, topology = other._opened()
+        await service.call("sqs", "delete_queue", QueueUrl=(await topology.find("q")).dead_url)
+        await queue(broker, "q")
+        await broker.publish([message("q")])
+        consumer = await broker.consume("q")
+        assert await consumer.settle([(delivery, Dead(FAILURE)) for delivery in await take(consumer, 1)]) == [None]
+        assert await counts(broker) == {"dead": 1}
+
+    play(scenario)
+
+
+def test_a_queue_whose_tags_were_changed_is_told(play: Play) -> None:
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q")
+        service, topology = other._opened()
+        kept = await topology.find("q")
+        await service.call("sqs", "untag_queue", QueueUrl=kept.url, TagKeys=["postroom-pattern"])
+        with pytest.raises(ConfigurationError, match=r"-q: its tags .* restore them"):
+            await broker.stats()
+        await service.call(
+            "sqs", "tag_queue", QueueUrl=kept.url, Tags={"postroom-pattern": "q", "postroom-where": "[]"}
+        )
+        with pytest.raises(ConfigurationError, match=r"-q: its tags"):
+            await broker.stats()
+
+    play(scenario)
+
+
+def test_an_ordered_subscription_that_has_gone_fails_no_publish(play: Play) -> None:
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await broker.declare([Topic(name="t")], [Subscription(name="plain", pattern="t")])
+        await broker.declare([], [Subscription(name="ordered", pattern="t", ordered=True)])
+        first, second = message("t", key="k"), message("t", key="k")
+        assert await other.publish([first]) == [first.id]
+        await broker.unsubscribe("ordered")
+        assert await other.publish([second]) == [second.id]
+        assert len(await take(await broker.consume("plain"), 2)) == 2
+
+    play(scenario)
+
+
+def test_at_amazon_a_new_queue_is_given_its_second(server: SQSServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before that it may be unknown to those who would use it (CreateQueue); emulators know it at once."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint_url)
+
+    async def scenario() -> None:
+        broker = SQSBroker(f"sqs://eu-west-1?namespace=t{uuid4().hex[:12]}")
+        await broker.connect()
+        try:
+            begin = time.monotonic()
+            await queue(broker, "q")
+            assert time.monotonic() > begin + 2.0, "one for the dead letters, and one"
+        finally:
+            await broker.close()
+
+    asyncio.run(scenario())

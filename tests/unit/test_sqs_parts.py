@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from botocore.exceptions import (
     ClientError,
@@ -182,6 +183,29 @@ def test_of_too_long_a_history_the_oldest_tracebacks_go() -> None:
     assert kept == sorted(kept)
     assert 0 < sum(kept) < 10
     assert all(failure.message == "kept" for failure in copy.envelope.failures)
+
+
+def test_of_a_history_that_is_too_long_all_the_same_the_oldest_failures_go() -> None:
+    """It must always fit, or the message could neither come again nor become a dead letter."""
+    failure = Failure(attempt=1, reason="error", error="x" * 500, message="m", traceback="t", worker="host:1")
+    copy = pack(message(body=b"x" * 500_000, headers={"h": "y" * 520_000}))
+    failures = [msgspec.structs.replace(failure, attempt=number) for number in range(1, 101)]
+    changed = copy.changed(failures=tuple(failures), counted=100)
+    assert changed.size <= MOST_BYTES
+    kept = [one.attempt for one in changed.envelope.failures]
+    assert kept == list(range(101 - len(kept), 101))
+    assert 10 < len(kept) < 100
+
+
+@pytest.mark.parametrize("seconds", [1e17, -1e17, 1e300, float("inf")])
+def test_a_time_beyond_all_calendars_is_only_not_shown(seconds: float) -> None:
+    assert "ce-time" not in attributes_of(pack(message(created_at=seconds)).envelope)
+
+
+@pytest.mark.parametrize("theirs", ["0001-01-01T00:00:00", "9999-12-31T23:59:59-23:59", "yesterday", "0"])
+def test_somebody_elses_time_costs_no_message(theirs: str) -> None:
+    came = read("{}", {"ce-time": {"StringValue": theirs}}, "identity", "mail", None)
+    assert came.envelope.id == "identity"
 
 
 def test_a_delay_is_whole_seconds_and_never_early() -> None:

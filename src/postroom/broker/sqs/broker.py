@@ -32,7 +32,9 @@ _COUNTS = (
 class _Target(NamedTuple):
     address: str
     """A queue's URL, or an SNS topic's ARN."""
-    is_topic: bool
+    is_topic: bool = False
+    is_beside: bool = False
+    """The queue of an ordered subscription of an SNS topic."""
 
 
 class SQSBroker(Broker):
@@ -116,11 +118,13 @@ class SQSBroker(Broker):
             except PostroomError as error:
                 errors[number] = error
         results = await asyncio.gather(*(_send(service, target, entries) for target, (_, entries) in sends.items()))
-        for (numbers, _), told in zip(sends.values(), results, strict=True):
+        for (target, (numbers, _)), told in zip(sends.items(), results, strict=True):
             for number, answer in zip(numbers, told, strict=True):
                 if isinstance(answer, Missing):
-                    topology.forget(messages[number].topic)
-                    answer = _unknown(messages[number].topic, answer)
+                    topic = messages[number].topic
+                    topology.forget(topic)
+                    # An ordered subscription beside an SNS topic may have been removed meanwhile: it wants nothing.
+                    answer = None if target.is_beside else _unknown(topic, answer)
                 errors[number] = errors[number] or answer
         if errors and all(isinstance(error, BrokerUnavailable | BrokerClosed) for error in errors):
             assert errors[0] is not None
@@ -207,7 +211,8 @@ class SQSBroker(Broker):
         for kept in route.queues:
             if route.arn is None or wants(kept.declared, message):
                 fifo = kept.declared.ordered
-                made.append((_Target(kept.url, is_topic=False), entry(copy, fifo=fifo, delay=delay)))
+                target = _Target(kept.url, is_beside=route.arn is not None)
+                made.append((target, entry(copy, fifo=fifo, delay=delay)))
         return made
 
     async def _stats(self, topology: Topology, kept: Kept) -> SubscriptionStats:

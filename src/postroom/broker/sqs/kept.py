@@ -29,17 +29,25 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def kept_from(url: str, tags: Mapping[str, str]) -> Kept | None:
-    """``None`` if the queue is not one of ours."""
+    """``None`` if the queue is not one of ours. Raises ``ConfigurationError`` if only some of its tags are left."""
     if "postroom-name" not in tags:
         return None
-    declared = Subscription(
-        name=tags["postroom-name"],
-        pattern=_unquoted(tags["postroom-pattern"]),
-        where=json.loads(_unquoted(tags.get("postroom-where", "=7B=7D"))),
-        ordered=url.endswith(FIFO),
-    )
+    try:
+        declared = Subscription(
+            name=tags["postroom-name"],
+            pattern=_unquoted(tags["postroom-pattern"]),
+            where=msgspec.json.decode(_unquoted(tags.get("postroom-where", "=7B=7D")), type=dict[str, str]),
+            ordered=url.endswith(FIFO),
+        )
+        is_queue = tags["postroom-kind"] == "queue"
+    except (KeyError, ValueError) as error:
+        raise ConfigurationError(
+            f"queue {url.rpartition('/')[2]}: its tags postroom-pattern, postroom-kind and postroom-where, which tell "
+            f"what it is for, were changed or removed ({type(error).__name__}: {error}); restore them, or remove "
+            "postroom-name, too, and declare the subscription under another name"
+        ) from error
     dead_url = url.removesuffix(FIFO) + DEAD + (FIFO if declared.ordered else "")
-    return Kept(declared=declared, queue=tags["postroom-kind"] == "queue", url=url, dead_url=dead_url)
+    return Kept(declared=declared, queue=is_queue, url=url, dead_url=dead_url)
 
 
 def check(known: Mapping[str, Kept], topics: Sequence[Topic], subscriptions: Sequence[Subscription]) -> None:

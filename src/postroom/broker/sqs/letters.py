@@ -32,8 +32,10 @@ _PATIENCE = 15.0
 class _Found(msgspec.Struct):
     copy: Copy
     letter: DeadLetter
-    receipts: list[str]
-    """More than one if a crash left it twice."""
+    sent_at: float
+    """Unix time from which the service counts how long it keeps it."""
+    receipts: dict[str, str]
+    """By the service's own id; more than one if a crash left it twice."""
 
 
 async def browse(service: Service, kept: Kept, ids: Collection[str] | None) -> list[DeadLetter]:
@@ -87,10 +89,12 @@ async def keep(service: Service, kept: Kept, clock: Clock) -> None:
 async def renew(service: Service, kept: Kept, older_than: float, now: float) -> int:
     """Store anew what has been kept for so many seconds, before the service drops it. Returns how many."""
     found = await _read(service, kept, None)
-    old = [item for item in found.values() if item.letter.dead_at < now - older_than]
+    old = [item for item in found.values() if item.sent_at < now - older_than]
     await _show(service, kept, [item for item in found.values() if item not in old])
     fifo = kept.declared.ordered
-    entries = [entry(item.copy.changed(dead_at=item.letter.dead_at), fifo=fifo, once=f".{now:.0f}") for item in old]
+    entries = [
+        entry(item.copy.changed(dead_at=item.letter.dead_at), fifo=fifo, once=f".{now:.0f}", alone=True) for item in old
+    ]
     sent = await service.send(kept.dead_url, entries)
     renewed = [item for item, answer in zip(old, sent, strict=True) if answer is None]
     await _delete(service, kept, renewed)
@@ -111,7 +115,8 @@ async def _read(service: Service, kept: Kept, wanted: Collection[str] | None) ->
     deadline = time.monotonic() + _PATIENCE
     found: dict[str, _Found] = {}
     while wanted is None or wanted:
-        await _seize(service, kept, wanted, found)
+        if await _seize(service, kept, wanted, found):
+            deadline = time.monotonic() + _PATIENCE
         if wanted is not None and set(wanted) <= found.keys():
             return found
         mine = sum(len(item.receipts) for item in found.values())
@@ -130,17 +135,25 @@ async def _read(service: Service, kept: Kept, wanted: Collection[str] | None) ->
     return found
 
 
-async def _seize(service: Service, kept: Kept, wanted: Collection[str] | None, found: dict[str, _Found]) -> None:
+async def _seize(service: Service, kept: Kept, wanted: Collection[str] | None, found: dict[str, _Found]) -> bool:
+    """Until nothing new comes. Those that were read a minute ago are visible again. Whether there was anything new."""
+    any_new = False
     async for messages in _visible(service, kept.dead_url):
+        is_new = False
         for raw in messages:
             system = raw.get("Attributes", {})
             group = system.get("MessageGroupId") if kept.declared.ordered else None
+            sent_at = int(system.get("SentTimestamp", 0)) / 1000
             copy = read(raw["Body"], raw.get("MessageAttributes", {}), raw["MessageId"], kept.name, group)
-            told = letter(kept.name, copy, dead_at=int(system.get("SentTimestamp", 0)) / 1000)
-            item = found.setdefault(told.message.id, _Found(copy, told, []))
-            item.receipts.append(raw["ReceiptHandle"])
-        if wanted is not None and set(wanted) <= found.keys():
-            return
+            told = letter(kept.name, copy, dead_at=sent_at)
+            item = found.setdefault(told.message.id, _Found(copy, told, sent_at, {}))
+            is_new = is_new or raw["MessageId"] not in item.receipts
+            item.receipts[raw["MessageId"]] = raw["ReceiptHandle"]
+            item.sent_at = min(item.sent_at, sent_at)
+        any_new = any_new or is_new
+        if not is_new or (wanted is not None and set(wanted) <= found.keys()):
+            break
+    return any_new
 
 
 async def _visible(service: Service, url: str) -> AsyncIterator[list[dict[str, Any]]]:
@@ -174,13 +187,13 @@ async def _count(service: Service, url: str) -> int:
 
 async def _show(service: Service, kept: Kept, items: Collection[_Found]) -> None:
     """Visible again at once. If that fails they are, after a minute."""
-    await service.hide(kept.dead_url, [(receipt, 0) for item in items for receipt in item.receipts])
+    await service.hide(kept.dead_url, [(receipt, 0) for item in items for receipt in item.receipts.values()])
 
 
 async def _delete(service: Service, kept: Kept, items: Sequence[_Found]) -> Answers:
     """One answer a letter."""
     answers: Answers = []
-    receipts = [receipt for item in items for receipt in item.receipts]
+    receipts = [receipt for item in items for receipt in item.receipts.values()]
     told = iter(await service.delete(kept.dead_url, receipts))
     for item in items:
         own = [next(told) for _ in item.receipts]

@@ -92,7 +92,8 @@ class Outcomes:
         return answers
 
     async def move(self, moves: Sequence[tuple[Held, Copy]], url: str | None = None) -> Answers:
-        """Store the copies, in this queue or at ``url``; only then delete the originals whose copy is confirmed."""
+        """Store the copies, in this queue or as dead letters at ``url``; only then delete the originals whose copy
+        is confirmed."""
         if not moves:
             return []
         now = self._clock.now()
@@ -103,6 +104,7 @@ class Outcomes:
                 fifo=self._kept.declared.ordered,
                 delay=(copy.envelope.due or now) - now,
                 once=f".{copy.envelope.redriven}.{held.receives}",
+                alone=url is not None,
             )
             for held, copy in fresh
         ]

@@ -47,7 +47,7 @@ _MOST_PUBLISHED = 262_144
 """Bytes of one PublishBatch, but for a single larger message."""
 _LANES = 8
 """Batches of one kind that are under way at once."""
-_GONE = ("NonExistentQueue", "QueueDoesNotExist", "NotFound")
+_GONE = ("NonExistentQueue", "QueueDoesNotExist", "NotFound", "ResourceNotFound")
 _LOST = ("ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidParameterValue")
 _DENIED = ("AccessDenied", "AuthorizationError", "InvalidClientTokenId", "InvalidSecurity", "SignatureDoesNotMatch")
 _DENIED_TOO = ("UnrecognizedClientException", "OptInRequired")

@@ -31,6 +31,7 @@ ROUTES_HOLD = 5.0
 """Seconds for which a publisher goes on with the ordered subscriptions it knows."""
 _AT_ONCE = 16
 _AFTER_DELETION = 65.0  # A deleted queue's name is free again after 60 s (DeleteQueue).
+_AFTER_CREATION = 1.0  # A new queue can be used after 1 s (CreateQueue).
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -144,12 +145,15 @@ class Topology:
 
     async def _keep(self, wanted: Subscription, is_queue: bool, known: Mapping[str, Kept]) -> Kept:
         """The queue of ``wanted``, made unless it is there."""
-        if wanted.name in known:
-            return msgspec.structs.replace(known[wanted.name], declared=wanted, queue=is_queue)
-        tags = tags_of(wanted, is_queue)
         dead = self._address.place(wanted.name, ordered=wanted.ordered, dead=True)
         own = {"FifoQueue": "true"} if wanted.ordered else {}
         own |= {"MessageRetentionPeriod": str(RETENTION), "MaximumMessageSize": str(MOST_BYTES)}
+        if wanted.name in known:
+            if await self._queue_url(dead) is None:
+                # Whoever removed the subscription died half-way: without it nothing could become a dead letter.
+                await self._create(dead, own, {"postroom-dead-letters-of": wanted.name})
+            return msgspec.structs.replace(known[wanted.name], declared=wanted, queue=is_queue)
+        tags = tags_of(wanted, is_queue)
         dead_url = await self._create(dead, own, {"postroom-dead-letters-of": wanted.name})
         dead_arn = await self.queue_arn(dead_url)
         own["RedrivePolicy"] = json.dumps({"deadLetterTargetArn": dead_arn, "maxReceiveCount": MOST_RECEIVES})
@@ -167,6 +171,8 @@ class Topology:
                 answer = await self._service.call(
                     "sqs", "create_queue", QueueName=place, Attributes=attributes, tags=tags
                 )
+                # Emulators need no time for it.
+                await asyncio.sleep(_AFTER_CREATION if self._address.endpoint_url is None else 0.0)
                 return str(answer["QueueUrl"])
             except BrokerError as error:
                 if "QueueDeletedRecently" not in str(error) or time.monotonic() > deadline:
@@ -312,7 +318,10 @@ class Topology:
         name = self._address.name_at(_place(arn))
         if name is not None:
             return name
-        tags = await self._service.call("sns", "list_tags_for_resource", ResourceArn=arn)
+        try:
+            tags = await self._service.call("sns", "list_tags_for_resource", ResourceArn=arn)
+        except Missing:
+            return None  # Somebody has just deleted it.
         return next((tag["Value"] for tag in tags.get("Tags", []) if tag["Key"] == "postroom-name"), None)
 
 

@@ -93,7 +93,7 @@ class Copy:
         return _size(self.text, self.attributes)
 
     def changed(self, **fields: Any) -> Copy:
-        """With another fate; of too long a history the oldest tracebacks are cut first."""
+        """With another fate. Of too long a history the oldest tracebacks are cut first, then texts, then failures."""
         return _fitted(Copy(self.text, msgspec.structs.replace(self.envelope, **fields)))
 
     def redriven(self) -> Copy:
@@ -198,12 +198,16 @@ def read(text: str, attributes: Mapping[str, Mapping[str, Any]], identity: str, 
     )
 
 
-def entry(copy: Copy, *, fifo: bool, delay: float = 0.0, once: str = "") -> dict[str, Any]:
-    """An entry of ``SendMessageBatch``, without its ``Id``; ``once`` tells copies of one message apart."""
+def entry(copy: Copy, *, fifo: bool, delay: float = 0.0, once: str = "", alone: bool = False) -> dict[str, Any]:
+    """An entry of ``SendMessageBatch``, without its ``Id``.
+
+    ``once`` tells copies of one message apart. ``alone``: it waits for no other of its key, as a dead letter, of which
+    nobody could see more than ten of one key otherwise.
+    """
     made: dict[str, Any] = {"MessageBody": copy.text, "MessageAttributes": copy.attributes}
     if fifo:
         key, message_id = copy.envelope.key, copy.envelope.id
-        made["MessageGroupId"] = _token(f"id:{message_id}" if key is None else f"key:{key}")
+        made["MessageGroupId"] = _token(f"id:{message_id}" if key is None or alone else f"key:{key}")
         made["MessageDeduplicationId"] = _token(message_id + once)
     elif delay > 0:
         # Rounded up, as the service counts in whole seconds: never early.
@@ -236,6 +240,8 @@ def _fitted(copy: Copy) -> Copy:
             cut = msgspec.structs.replace(failure, **{field: ""})
             over -= len(_escaped(msgspec.json.encode(failure))) - len(_escaped(msgspec.json.encode(cut)))
             failures[number] = cut
+    while over > 0 and failures:
+        over -= len(_escaped(msgspec.json.encode(failures.pop(0)))) + 1
     if tuple(failures) == copy.envelope.failures:
         return copy
     return Copy(copy.text, msgspec.structs.replace(copy.envelope, failures=tuple(failures)))
@@ -279,7 +285,7 @@ def _token(text: str) -> str:
 def _time(seconds: float) -> str:
     try:
         return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
-    except (OverflowError, ValueError):
+    except (OSError, OverflowError, ValueError):
         return ""
 
 
