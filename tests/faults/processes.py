@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -13,7 +14,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 from postroom import App
 from postroom.message import JobRecord, JobState
@@ -83,7 +87,7 @@ class Stage:
                 found.setdefault(record["id"], []).append(worker)
         return found
 
-    def wait_for(self, event: str, job_id: str, times: int = 1, timeout: float = 20.0) -> list[dict[str, Any]]:
+    def wait_for(self, event: str, job_id: str, times: int = 1, timeout: float = 60.0) -> list[dict[str, Any]]:
         """The records of that event for that job, once there are so many."""
         deadline = time.monotonic() + timeout
         while True:
@@ -93,11 +97,16 @@ class Stage:
             assert time.monotonic() < deadline, f"{event} of {job_id} {len(found)} times, not {times}: {self.tail()}"
             time.sleep(0.01)
 
-    def wait_for_log(self, pattern: str, timeout: float = 20.0) -> None:
+    def wait_for_log(self, pattern: str, timeout: float = 60.0) -> None:
         deadline = time.monotonic() + timeout
         while not re.search(pattern, (self.folder / "workers.log").read_text()):
             assert time.monotonic() < deadline, f"no {pattern!r} in the log: {self.tail()}"
             time.sleep(0.02)
+
+    def cpu_seconds(self, pid: int) -> float:
+        """User and system time of a process so far."""
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def tail(self) -> str:
         return (self.folder / "workers.log").read_text()[-3000:]
@@ -110,6 +119,14 @@ def stage(folder: Path, *, lease: float = 30.0, url: str | None = None) -> Itera
         yield made
     finally:
         made.close()
+
+
+def producer(faults: Stage, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The app's module, anew, on the broker of the stage."""
+    for name in ("POSTROOM_BROKER", "FAULTS_JOURNAL", "FAULTS_ACCOUNTS", "FAULTS_LEASE"):
+        monkeypatch.setenv(name, faults.environment[name])
+    sys.modules.pop("tests.faults.app", None)
+    return importlib.import_module("tests.faults.app")
 
 
 def records_of(app: App, job_id: str) -> JobRecord:

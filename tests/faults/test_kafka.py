@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,9 +18,15 @@ from postroom.broker.base import Ack, Consumer, Dead, Delivery, Retry, Subscript
 from postroom.broker.kafka import KafkaBroker
 from postroom.errors import BrokerUnavailable
 from postroom.message import Failure, Message, new_id
+from tests.conftest import wait_until
 from tests.faults.processes import Stage, stage, unfinished, wait_until_done
 from tests.faults.proxy import Proxy, proxy_to
-from tests.faults.test_kill import producer
+from tests.faults.scenarios import (
+    freeze_a_worker,
+    freeze_the_server,
+    killers_among_innocents,
+    restart_the_server_under_load,
+)
 from tests.servers import private, started
 
 pytestmark = pytest.mark.server
@@ -42,13 +47,6 @@ def faults(server: Server, tmp_path: Path) -> Iterator[Stage]:
     url = f"{server.url}?namespace=t{uuid4().hex[:12]}&session={SESSION}"
     with stage(tmp_path, lease=3.0, url=url) as made:
         yield made
-
-
-@pytest.fixture
-def tasks(faults: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    module = producer(faults, monkeypatch)
-    yield module
-    module.app.close()
 
 
 # Workers
@@ -87,53 +85,25 @@ def _at_work(faults: Stage, pid: int) -> int:
 
 @pytest.mark.timeout(240)
 def test_killers_among_innocents(faults: Stage, tasks: ModuleType) -> None:
-    """I11b, C7: three killers and 200 healthy messages in one queue; exactly the killers die, each of five deaths.
+    """I11b, C7.
 
     A death within the milliseconds that the note of a start takes, longer during a rebalance, is not charged: then
     there is one start more, after which it is a suspect, and of a suspect the note comes first.
     """
-    calls = [tasks.healthy.call() for _ in range(200)]
-    killers = [tasks.killer.call() for _ in range(3)]
-    tasks.healthy.enqueue_many(calls[:50] + killers[:1] + calls[50:100] + killers[1:2] + calls[100:] + killers[2:])
-    workers = [faults.worker("50") for _ in range(2)]
-    deadline = time.monotonic() + 150
-    while unfinished(tasks.app):
-        assert time.monotonic() < deadline, (tasks.app.stats(), faults.tail())
-        for worker in list(workers):
-            if worker.poll() is not None:
-                workers.remove(worker)
-                faults.workers.remove(worker)
-                workers.append(faults.worker("50"))
-        time.sleep(0.1)
-    bad = sorted(call.message.id for call in killers)
-    assert set(faults.counts("end")) == {call.message.id for call in calls}
-    letters = tasks.app.dead_letters("mixed").list()
-    assert sorted(letter.message.id for letter in letters) == bad
-    assert all([failure.reason for failure in letter.failures] == ["worker_lost"] * 5 for letter in letters)
-    starts = faults.counts("start")
-    assert all(5 <= starts[job_id] <= 6 for job_id in bad), starts
+    starts = killers_among_innocents(faults, tasks)
+    assert all(5 <= each <= 6 for each in starts), starts
 
 
 def test_a_frozen_worker_is_fenced(faults: Stage, tasks: ModuleType) -> None:
-    """I8, C5: frozen past its session, the message runs elsewhere; thawed, the first worker settles nothing."""
-    first = faults.worker("5")
-    job = tasks.block.enqueue(3.0)
-    faults.wait_for("start", job.id)
-    # Once a second job is settled, the commit that says so has told of the first one's start, too.
-    second = tasks.block.enqueue(0.0)
-    faults.wait_for("end", second.id)
-    deadline = time.monotonic() + 10
-    while unfinished(tasks.app) > 1:
-        assert time.monotonic() < deadline, faults.tail()
-    os.kill(first.pid, signal.SIGSTOP)
-    faults.worker("5")
-    faults.wait_for("end", job.id, timeout=30)
-    wait_until_done(tasks.app, faults, 20)
-    os.kill(first.pid, signal.SIGCONT)
-    faults.wait_for_log("lost the lease|not settled")
-    assert [record["attempt"] for record in faults.wait_for("start", job.id, times=2)] == [1, 2]
-    assert unfinished(tasks.app) == 0
-    assert tasks.app.dead_letters("threads").list() == []
+    """I8, C5: frozen past its session."""
+
+    def until_its_start_is_noted() -> None:
+        # Once a second job is settled, the commit that says so has told of the first one's start, too.
+        second = tasks.block.enqueue(0.0)
+        faults.wait_for("end", second.id)
+        wait_until(lambda: unfinished(tasks.app) == 1, "the second job is settled")
+
+    freeze_a_worker(faults, tasks, pause=3.0, while_it_runs=until_its_start_is_noted)
 
 
 def test_workers_that_come_and_go_lose_nothing(faults: Stage, tasks: ModuleType) -> None:
@@ -159,58 +129,18 @@ def test_workers_that_come_and_go_lose_nothing(faults: Stage, tasks: ModuleType)
 # The server
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_the_server_goes_away_under_load(server: Server, faults: Stage, tasks: ModuleType) -> None:
-    """C1, C17: whatever was confirmed is done, and workers and producers go on by themselves within 30 s."""
-    for _ in range(2):
-        faults.worker("20")
-    confirmed: list[str] = []
-    deadline = time.monotonic() + 30
-    while len({record["pid"] for record in faults.records()}) < 2:
-        assert time.monotonic() < deadline, faults.tail()
-        tasks.work.enqueue(0.2)
-        time.sleep(0.1)
-    for turn in range(20):
-        calls = [tasks.work.call(0.01) for _ in range(20)]
-        for attempt in range(60):
-            try:
-                confirmed += [job.id for job in tasks.work.enqueue_many(calls)]
-                break
-            except BrokerUnavailable:
-                assert attempt < 59, "the producer never came back"
-                time.sleep(0.2)
-        if turn in (5, 12):
-            server.restart()
-    back = time.monotonic()
-    while not set(confirmed) <= set(faults.counts("end")):
-        assert time.monotonic() < back + 60, (tasks.app.stats(), faults.tail())
-        time.sleep(0.1)
-    print(f"all done {time.monotonic() - back:.1f} s after the last restart")
-    assert time.monotonic() < back + 30
-    assert len(confirmed) == 400
-    wait_until_done(tasks.app, faults, 30)
+    """C1, C17."""
+    restart_the_server_under_load(server, faults, tasks)
 
 
+@pytest.mark.timed
 def test_a_worker_outlives_a_frozen_server(server: Server, faults: Stage, tasks: ModuleType) -> None:
-    """C17: as if the network were gone; consumption resumes, and meanwhile there is no busy loop."""
-    worker = faults.worker("5")
-    first = tasks.work.enqueue(0.0)
-    faults.wait_for("end", first.id)
-    server.pause()
-    before = _cpu(worker.pid)
-    time.sleep(14)
-    used = _cpu(worker.pid) - before
-    server.resume()
-    assert used < 1.5, "a busy loop while the server is away"
-    second = tasks.work.enqueue(0.0)
-    # Both the client and the group have to notice, each with time-outs of its own.
-    faults.wait_for("end", second.id, timeout=60)
-
-
-def _cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """C17. Both the client and the group have to notice, each with time-outs of its own."""
+    freeze_the_server(server, faults, tasks, busy=1.5, timeout=60)
 
 
 # Answers that are lost

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import random
 import signal
@@ -17,28 +16,14 @@ from types import ModuleType
 import pytest
 
 from postroom import JobState
-from tests.faults.processes import ROOT, TARGET, Stage, records_of, stage, states, wait_until_done
+from tests.faults.processes import ROOT, TARGET, Stage, producer, records_of, stage, states, wait_until_done
+from tests.faults.scenarios import freeze_a_worker, killers_among_innocents
 
 
 @pytest.fixture
 def faults(tmp_path: Path) -> Iterator[Stage]:
     with stage(tmp_path) as made:
         yield made
-
-
-@pytest.fixture
-def tasks(faults: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The app's module in this process, as its producer."""
-    module = producer(faults, monkeypatch)
-    yield module
-    module.app.close()
-
-
-def producer(faults: Stage, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    for name in ("POSTROOM_BROKER", "FAULTS_JOURNAL", "FAULTS_ACCOUNTS", "FAULTS_LEASE"):
-        monkeypatch.setenv(name, faults.environment[name])
-    sys.modules.pop("tests.faults.app", None)
-    return importlib.import_module("tests.faults.app")
 
 
 @pytest.mark.slow
@@ -160,47 +145,14 @@ def test_a_frozen_worker_is_fenced(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """I8, C5: frozen past its lease, the message runs elsewhere; thawed, the first worker settles nothing."""
     with stage(tmp_path, lease=1.0) as faults:
         tasks = producer(faults, monkeypatch)
-        first = faults.worker("5")
-        job = tasks.block.enqueue(1.5)
-        faults.wait_for("start", job.id)
-        os.kill(first.pid, signal.SIGSTOP)
-        faults.worker("5")
-        faults.wait_for("end", job.id)
-        wait_until_done(tasks.app, faults, 20)
-        before = records_of(tasks.app, job.id)
-        os.kill(first.pid, signal.SIGCONT)
-        faults.wait_for_log("lost the lease|not settled")
-        after = records_of(tasks.app, job.id)
-        assert before == after
-        assert (after.state, after.attempt) == (JobState.SUCCEEDED, 2)
-        assert [failure.reason for failure in after.failures] == ["worker_lost"]
+        freeze_a_worker(faults, tasks, pause=1.5)
         tasks.app.close()
 
 
+@pytest.mark.timeout(240)
 def test_killers_among_innocents(faults: Stage, tasks: ModuleType) -> None:
-    """I11b, C7: three killers and 200 healthy messages in one queue; exactly the killers die, each after 5 starts."""
-    calls = [tasks.healthy.call() for _ in range(200)]
-    killers = [tasks.killer.call() for _ in range(3)]
-    mixed = calls[:50] + killers[:1] + calls[50:100] + killers[1:2] + calls[100:150] + killers[2:] + calls[150:]
-    tasks.healthy.enqueue_many(mixed)
-    workers = [faults.worker("50") for _ in range(2)]
-    deadline = time.monotonic() + 90
-    while any(stats.ready + stats.delayed + stats.running for stats in tasks.app.stats()):
-        assert time.monotonic() < deadline, (tasks.app.stats(), faults.tail())
-        for worker in list(workers):
-            if worker.poll() is not None:
-                workers.remove(worker)
-                faults.workers.remove(worker)
-                workers.append(faults.worker("50"))
-        time.sleep(0.1)
-    bad = [call.message.id for call in killers]
-    assert states(tasks.app, [call.message.id for call in calls]) == {JobState.SUCCEEDED: 200}
-    assert states(tasks.app, bad) == {JobState.DEAD: 3}
-    starts = faults.counts("start")
-    assert [starts[job_id] for job_id in bad] == [5, 5, 5]
-    letters = tasks.app.dead_letters("mixed").list()
-    assert sorted(letter.message.id for letter in letters) == sorted(bad)
-    assert all([failure.reason for failure in letter.failures] == ["worker_lost"] * 5 for letter in letters)
+    """I11b, C7: after five starts each."""
+    assert killers_among_innocents(faults, tasks) == [5, 5, 5]
 
 
 @pytest.mark.parametrize("how", ["exit", "kill"])

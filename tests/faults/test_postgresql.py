@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,18 +10,26 @@ from types import ModuleType
 import pytest
 from services.base import Server
 
-from postroom import JobState
-from postroom.broker.base import Ack, Retry, Subscription, Topic
+from postroom.broker.base import Ack, Retry
 from postroom.broker.postgresql import PostgreSQLBroker, link
 from postroom.errors import BrokerUnavailable
-from postroom.message import Failure, Message, new_id
-from tests.faults.processes import Stage, records_of, stage, states, wait_until_done
+from postroom.message import Failure
+from tests.faults.processes import Stage, producer, stage
 from tests.faults.proxy import proxy_to
-from tests.faults.test_kill import producer
+from tests.faults.scenarios import (
+    freeze_a_worker,
+    kill_now_and_then,
+    kill_the_server_under_load,
+    killers_among_innocents,
+    lose_the_answer_to_a_publish,
+    message,
+    ready,
+    seconds_to_redelivery,
+    silence_the_server,
+)
 from tests.servers import private
 
 LEASE = 6.0
-QUEUE = ([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
 
 
 @pytest.fixture
@@ -40,128 +44,46 @@ def faults(server: Server, tmp_path: Path) -> Iterator[Stage]:
         yield made
 
 
-@pytest.fixture
-def tasks(faults: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    module = producer(faults, monkeypatch)
-    yield module
-    module.app.close()
-
-
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_killing_workers_loses_nothing(faults: Stage, tasks: ModuleType) -> None:
-    """I1, I3: two workers, one killed now and then; all is done, and again only what a dead one had begun."""
-    count = 10_000
-    ids = [job.id for job in tasks.work.enqueue_many(tasks.work.call(0.01) for _ in range(count))]
-    workers = [faults.worker("20") for _ in range(2)]
-    killed = set()
-    for _ in range(3):
-        before = sum(faults.counts("end").values())
-        deadline = time.monotonic() + 60
-        while sum(faults.counts("end").values()) < before + 500:
-            assert time.monotonic() < deadline, faults.tail()
-            time.sleep(0.1)
-        victim = workers.pop(0)
-        killed.add(victim.pid)
-        faults.kill(victim)
-        workers.append(faults.worker("20"))
-    wait_until_done(tasks.app, faults, 90)
-    found = tasks.app.thread.call(lambda broker: broker.jobs.search(limit=2 * count))
-    assert Counter(record.state for record in found) == {JobState.SUCCEEDED: count}
-    assert set(faults.counts("end")) == set(ids)
-    again = {job_id for job_id, times in faults.counts("start").items() if times > 1}
-    begun = {record["id"] for record in faults.records() if record["event"] == "start" and record["pid"] in killed}
-    assert again <= begun, "a job ran twice although nobody who held it died"
+    """I1, I3."""
+    kill_now_and_then(faults, tasks, jobs=10_000, pause=0.01, workers=2, concurrency=20, kills=3, every=500)
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 def test_redelivery_after_a_kill(faults: Stage, tasks: ModuleType) -> None:
     """C4: within the lease, and not before."""
-    workers = {worker.pid: worker for worker in (faults.worker("5"), faults.worker("5"))}
-    tasks.block.enqueue(0.0).result(timeout=20)
-    job = tasks.block.enqueue(0.5)
-    (start,) = faults.wait_for("start", job.id)
-    killed_at = time.monotonic()
-    faults.kill(workers[start["pid"]])
-    again = faults.wait_for("start", job.id, times=2)[1]
-    # It runs apart, in a process that has to start first.
-    assert LEASE / 2 < again["t"] - killed_at <= LEASE + 4.0
-    assert job.result(timeout=20) == "done"
-    assert [failure.reason for failure in records_of(tasks.app, job.id).failures] == ["worker_lost"]
+    assert LEASE / 2 < seconds_to_redelivery(faults, tasks) <= LEASE + 4.0
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_killers_among_innocents(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """I11b: two killers and 60 healthy messages; exactly the killers die, after 5 starts each."""
+    """I11b: after five starts each."""
     with stage(tmp_path, url=f"{server.url}?migrate=auto", lease=2.0) as faults:
         tasks = producer(faults, monkeypatch)
-        healthy = [tasks.healthy.call() for _ in range(60)]
-        killers = [tasks.killer.call() for _ in range(2)]
-        tasks.healthy.enqueue_many(healthy[:20] + killers[:1] + healthy[20:40] + killers[1:] + healthy[40:])
-        workers = [faults.worker("50") for _ in range(2)]
-        deadline = time.monotonic() + 100
-        while any(stats.ready + stats.delayed + stats.running for stats in tasks.app.stats()):
-            assert time.monotonic() < deadline, (tasks.app.stats(), faults.tail())
-            for worker in list(workers):
-                if worker.poll() is not None:
-                    workers.remove(worker)
-                    faults.workers.remove(worker)
-                    workers.append(faults.worker("50"))
-            time.sleep(0.1)
-        bad = [call.message.id for call in killers]
-        assert states(tasks.app, [call.message.id for call in healthy]) == {JobState.SUCCEEDED: 60}
-        assert [faults.counts("start")[job_id] for job_id in bad] == [5, 5]
-        letters = tasks.app.dead_letters("mixed").list()
-        assert sorted(letter.message.id for letter in letters) == sorted(bad)
-        assert all([failure.reason for failure in letter.failures] == ["worker_lost"] * 5 for letter in letters)
+        assert killers_among_innocents(faults, tasks, healthy=60, killers=2) == [5, 5]
         tasks.app.close()
 
 
 @pytest.mark.slow
 def test_a_frozen_worker_is_fenced(faults: Stage, tasks: ModuleType) -> None:
-    """I8, C5: its lease over, its message runs elsewhere; thawed, it settles nothing."""
-    first = faults.worker("5")
-    job = tasks.block.enqueue(1.5)
-    faults.wait_for("start", job.id)
-    os.kill(first.pid, signal.SIGSTOP)
-    faults.worker("5")
-    faults.wait_for("end", job.id)
-    wait_until_done(tasks.app, faults, 20)
-    before = records_of(tasks.app, job.id)
-    os.kill(first.pid, signal.SIGCONT)
-    faults.wait_for_log("lost the lease|not settled")
-    assert before == records_of(tasks.app, job.id)
-    assert (before.state, before.attempt) == (JobState.SUCCEEDED, 2)
+    """I8, C5: frozen past its lease."""
+    freeze_a_worker(faults, tasks, pause=1.5)
 
 
+@pytest.mark.timed
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_a_killed_server_loses_nothing(server: Server, faults: Stage, tasks: ModuleType) -> None:
-    """C1, C17: killed under load and gone for 3 s: what was confirmed is done, and work goes on within 30 s."""
-    ids = [job.id for job in tasks.work.enqueue_many(tasks.work.call(0.05) for _ in range(1000))]
-    for _ in range(2):
-        faults.worker("10")
-    faults.wait_for("end", ids[100])
-    server.kill()
-    time.sleep(3.0)
-    server.start()
-    back_at = time.monotonic()
-    done_before = sum(faults.counts("end").values())
-    while sum(faults.counts("end").values()) <= done_before + 50:
-        assert time.monotonic() < back_at + 30, faults.tail()
-        time.sleep(0.1)
-    wait_until_done(tasks.app, faults, 60)
-    assert states(tasks.app, ids) == {JobState.SUCCEEDED: 1000}
-    assert set(faults.counts("end")) == set(ids)
-
-
-def message() -> Message:
-    return Message(id=new_id(), topic="q", name="work", body=b"{}")
+    """C1, C17."""
+    kill_the_server_under_load(server, faults, tasks, jobs=1000, workers=2, concurrency=10, away=3.0)
 
 
 async def connected(url: str) -> PostgreSQLBroker:
-    broker = PostgreSQLBroker(f"{url}?migrate=auto")
-    await broker.connect()
-    await broker.declare(*QUEUE)
-    return broker
+    return await ready(PostgreSQLBroker(f"{url}?migrate=auto"))
 
 
 @pytest.fixture
@@ -176,16 +98,7 @@ def test_a_lost_answer_makes_no_second_message(server: Server, impatient: None) 
         direct = await connected(server.url)
         with proxy_to(server.port) as proxy:
             broker = await connected(server.url.replace(str(server.port), str(proxy.port)))
-            sent = [message() for _ in range(10)]
-            # The first of all is prepared: its answers are several.
-            await broker.publish([message()])
-            proxy.lose_replies = 1
-            with pytest.raises(BrokerUnavailable):
-                await broker.publish(sent)
-            (stats,) = await direct.stats()
-            assert stats.ready == 11, "it was not stored at all: nothing was tested"
-            assert await broker.publish(sent) == [item.id for item in sent]
-            assert (await direct.stats())[0].ready == 11
+            await lose_the_answer_to_a_publish(broker, proxy, direct)
             await broker.close()
         await direct.close()
 
@@ -229,23 +142,14 @@ def test_a_lost_answer_to_a_settle(server: Server, impatient: None) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.timed
 def test_a_silent_server_is_noticed(server: Server, impatient: None) -> None:
     """C17: half-open, as after a network failure: told within seconds, and used again when it answers."""
 
     async def main() -> None:
         with proxy_to(server.port) as proxy:
             broker = await connected(server.url.replace(str(server.port), str(proxy.port)))
-            consumer = await broker.consume("q")
-            receiving = asyncio.create_task(consumer.receive(1, None))
-            await asyncio.sleep(0.2)
-            proxy.silent = True
-            begin = time.monotonic()
-            with pytest.raises(BrokerUnavailable):
-                await receiving
-            assert time.monotonic() - begin < 10
-            proxy.silent = False
-            await broker.publish([message()])
-            assert len(await consumer.receive(1, 5.0)) == 1
+            await silence_the_server(broker, proxy, within=10)
             await broker.close()
 
     asyncio.run(main())

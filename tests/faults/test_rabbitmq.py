@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -23,10 +21,19 @@ from postroom.broker.amqp.topology import BACKSTOP
 from postroom.broker.base import Ack, Consumer, Dead, Delivery, Retry, Subscription, Topic
 from postroom.errors import BrokerUnavailable, LeaseLost, QueueFull
 from postroom.message import Failure, Message, new_id
-from tests.conftest import wait_until
 from tests.faults.processes import Stage, stage
 from tests.faults.proxy import Proxy, proxy_to
-from tests.faults.test_kill import producer
+from tests.faults.scenarios import (
+    freeze_a_worker,
+    kill_now_and_then,
+    kill_the_server_under_load,
+    killers_among_innocents,
+    message,
+    ready,
+    refused_without_a_busy_loop,
+    seconds_to_redelivery,
+    silence_the_server,
+)
 from tests.servers import private
 
 HEARTBEAT = 1
@@ -53,147 +60,62 @@ def faults(url: str, tmp_path: Path) -> Iterator[Stage]:
         yield made
 
 
-@pytest.fixture
-def tasks(faults: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    module = producer(faults, monkeypatch)
-    yield module
-    module.app.close()
-
-
-def all_ended(faults: Stage, ids: list[str], timeout: float) -> None:
-    """Nobody but the journal knows what other processes still run."""
-    wait_until(lambda: set(faults.counts("end")) >= set(ids), f"all ended: {faults.tail()}", timeout)
-
-
 # Workers
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_killing_a_worker_now_and_then_loses_nothing(faults: Stage, tasks: ModuleType) -> None:
-    """I1, I3: 10,000 jobs; done = sent, and a second start only after its holder was killed."""
-    ids = [job.id for job in tasks.work.enqueue_many(tasks.work.call(0.02) for _ in range(10_000))]
-    workers = [faults.worker("20") for _ in range(2)]
-    pids = {worker.pid for worker in workers}
-    killed: set[int] = set()
-    for _ in range(5):
-        before = tasks.app.stats()[0].ready
-        wait_until(lambda before=before: tasks.app.stats()[0].ready < before - 1000, "work goes on", 60)  # type: ignore[misc]
-        victim = workers.pop(0)
-        killed.add(victim.pid)
-        faults.kill(victim)
-        workers.append(faults.worker("20"))
-        pids.add(workers[-1].pid)
-    wait_until(lambda: tasks.app.stats()[0].ready == 0, "all was taken", 60)
-    all_ended(faults, ids, 90)
-    unexplained = {job_id: ran_in for job_id, ran_in in faults.holders(pids).items() if not set(ran_in[:-1]) <= killed}
-    assert not unexplained, "a job ran twice although nobody who held it died"
-    assert tasks.app.dead_letters("default").list() == []
+def test_killing_workers_loses_nothing(faults: Stage, tasks: ModuleType) -> None:
+    """I1, I3."""
+    killing = kill_now_and_then(faults, tasks, jobs=10_000, pause=0.02, workers=2, concurrency=20, kills=5, every=1000)
     # 20 that ran and at most 50 taken in advance, by windows that are half as large again: not whatever was there.
-    apart = {record["id"] for record in faults.records() if record["parent"] in pids}
+    apart = {record["id"] for record in faults.records() if record["parent"] in killing.workers}
     assert len(apart) <= 5 * 150, "more was charged than a worker needs to hold"
 
 
+@pytest.mark.timed
 def test_redelivery_after_a_kill(faults: Stage, tasks: ModuleType) -> None:
     """C4: the server sees the end of the connection."""
-    workers = {worker.pid: worker for worker in (faults.worker("5"), faults.worker("5"))}
-    first = tasks.block.enqueue(0.0)
-    faults.wait_for("end", first.id)
-    job = tasks.block.enqueue(0.5)
-    (start,) = faults.wait_for("start", job.id)
-    killed_at = time.monotonic()
-    faults.kill(workers[start["pid"]])
-    again = faults.wait_for("start", job.id, times=2)[1]
-    # The second start is that of a suspect, in a child process that has to be started first.
-    assert again["t"] - killed_at <= AMQPBroker.capabilities.death_notice + 1.5
-    assert again["attempt"] == 2
-    print(f"started again {again['t'] - killed_at:.2f} s after the kill")
+    assert seconds_to_redelivery(faults, tasks) <= AMQPBroker.capabilities.death_notice + 1.5
 
 
 @pytest.mark.timeout(240)
 def test_killers_among_innocents(faults: Stage, tasks: ModuleType) -> None:
-    """I11b, C7: exactly the killers die, each of five deaths.
+    """I11b, C7.
 
     Without notes of starts all that a dead process held is charged. So a killer that was only held when another one
     struck has more deaths than starts; nobody has more than five starts.
     """
-    calls = [tasks.healthy.call() for _ in range(200)]
-    killers = [tasks.killer.call() for _ in range(3)]
-    tasks.healthy.enqueue_many(calls[:50] + killers[:1] + calls[50:100] + killers[1:2] + calls[100:] + killers[2:])
-    bad = sorted(call.message.id for call in killers)
-    workers = [faults.worker("50") for _ in range(2)]
-    deadline = time.monotonic() + 150
-
-    def letters() -> list[str]:
-        return sorted(letter.message.id for letter in tasks.app.dead_letters("mixed").list())
-
-    while len(faults.counts("end")) < len(calls) or letters() != bad:
-        assert time.monotonic() < deadline, (tasks.app.stats(), letters(), faults.tail())
-        for worker in list(workers):
-            if worker.poll() is not None:
-                workers.remove(worker)
-                faults.workers.remove(worker)
-                workers.append(faults.worker("50"))
-        time.sleep(0.2)
-    assert set(faults.counts("end")) == {call.message.id for call in calls}
-    found = tasks.app.dead_letters("mixed").list()
-    assert all([failure.reason for failure in letter.failures] == ["worker_lost"] * 5 for letter in found)
-    starts = faults.counts("start")
-    assert max(starts[job_id] for job_id in bad) == 5, [starts[job_id] for job_id in bad]
+    assert max(killers_among_innocents(faults, tasks)) == 5
 
 
+@pytest.mark.timed
 def test_a_frozen_worker_is_fenced(faults: Stage, tasks: ModuleType) -> None:
-    """I8, C5: it does not answer heartbeats, its message runs elsewhere; thawed, it settles nothing."""
-    first = faults.worker("5")
-    job = tasks.block.enqueue(3.0)
-    faults.wait_for("start", job.id)
-    os.kill(first.pid, signal.SIGSTOP)
-    frozen_at = time.monotonic()
-    faults.worker("5")
-    again = faults.wait_for("start", job.id, times=2, timeout=20)[1]
-    assert again["t"] - frozen_at <= 3 * HEARTBEAT + 3
-    os.kill(first.pid, signal.SIGCONT)
-    faults.wait_for_log("lost the lease|not settled")
-    faults.wait_for("end", job.id)
-    wait_until(lambda: tasks.app.stats()[0].ready == 0, "nothing is left")
-    assert faults.counts("start")[job.id] == 2
-    assert tasks.app.dead_letters("threads").list() == []
+    """I8, C5: it does not answer heartbeats."""
+    assert freeze_a_worker(faults, tasks, pause=3.0) <= 3 * HEARTBEAT + 3
 
 
 # The server
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_killed_server_loses_nothing(server: RabbitMQServer, faults: Stage, tasks: ModuleType) -> None:
-    """C1, C17: killed under load; all is done, resumed in time, and again only what was in somebody's hands."""
-    ids = [job.id for job in tasks.work.enqueue_many(tasks.work.call(0.05) for _ in range(1500))]
-    faults.worker("20")
-    faults.wait_for("end", ids[100])
+    """C1, C17. Again runs only what was in somebody's hands."""
+    tasks.app.stats()
     # What a server has not yet written of the names of its queues is told under "Limits".
     time.sleep(2.0)
-    server.kill()
-    before = len(faults.counts("end"))
-    server.start()
-    back_at = time.monotonic()
-    wait_until(lambda: len(faults.counts("end")) > before + 50, f"resumed: {faults.tail()}", 30)
-    print(f"resumed {time.monotonic() - back_at:.1f} s after the server was back")
-    all_ended(faults, ids, 90)
+    ids = kill_the_server_under_load(server, faults, tasks, jobs=1500, workers=1, concurrency=20, away=0.0)
     again = sum(faults.counts("start").values()) - len(ids)
     # What ran, what waited for a slot, and what was done but whose ack had not yet been written.
     assert again <= 4 * 20, again
 
 
-def message(**options: object) -> Message:
-    return Message(id=new_id(), topic="q", name="work", body=b"{}", **options)  # type: ignore[arg-type]
-
-
 def through_a_proxy(url: str, port: int, scenario: Callable[[AMQPBroker, Proxy], Awaitable[None]]) -> None:
     async def main() -> None:
         with proxy_to(port) as proxy:
-            broker = AMQPBroker(url.replace(f":{port}/", f":{proxy.port}/"))
-            await broker.connect()
-            await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+            broker = await ready(AMQPBroker(url.replace(f":{port}/", f":{proxy.port}/")))
             await broker.publish([message()])
             consumer = await broker.consume("q")
             (delivery,) = await consumer.receive(1, 5.0)
@@ -341,22 +263,13 @@ def test_what_a_slow_server_sends_too_late_is_not_lost(server: RabbitMQServer, u
     through_a_proxy(url, server.port, scenario)
 
 
+@pytest.mark.timed
 def test_a_silent_server_is_noticed(server: RabbitMQServer, url: str) -> None:
     """C17: half-open, as after a network failure: told within a few heartbeats, and used again when it answers."""
 
     async def scenario(broker: AMQPBroker, proxy: Proxy) -> None:
-        consumer = await broker.consume("q")
-        receiving = asyncio.create_task(consumer.receive(1, None))
-        await asyncio.sleep(0.2)
-        proxy.silent = True
-        begin = time.monotonic()
-        with pytest.raises(BrokerUnavailable):
-            await receiving
         # pika looks for silence every heartbeat plus five seconds.
-        assert time.monotonic() - begin < 20
-        proxy.silent = False
-        await broker.publish([message()])
-        assert len(await consumer.receive(1, 10.0)) == 1
+        await silence_the_server(broker, proxy, within=20)
 
     through_a_proxy(url, server.port, scenario)
 
@@ -365,9 +278,7 @@ def test_a_connection_lives_while_nothing_happens(url: str) -> None:
     """Heartbeats are answered and seen; pika looks for them every heartbeat plus five seconds."""
 
     async def main() -> None:
-        broker = AMQPBroker(url)
-        await broker.connect()
-        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+        broker = await ready(AMQPBroker(url))
         consumer = await broker.consume("q", lease=60.0)
         await broker.publish([message()])
         (delivery,) = await consumer.receive(1, 5.0)
@@ -549,14 +460,9 @@ def test_a_server_that_is_down_costs_nothing(server: RabbitMQServer, url: str) -
         await asyncio.sleep(0.2)
         proxy.refusing = True
         proxy.cut()
-        begin = time.process_time()
         with pytest.raises(BrokerUnavailable):
             await receiving
-        for _ in range(3):
-            with pytest.raises(BrokerUnavailable):
-                await consumer.receive(1, 5.0)
-            await asyncio.sleep(1.0)
-        assert time.process_time() - begin < 0.5
+        await refused_without_a_busy_loop(consumer)
         proxy.refusing = False
         await broker.publish([message()])
         assert len(await consumer.receive(1, 5.0)) == 1
@@ -568,9 +474,7 @@ def test_a_server_short_of_memory_takes_nothing_but_lets_work_go_on(server: Rabb
     """F10: publishing is refused in a bounded time, acks go their own way; then all goes on by itself."""
 
     async def main() -> None:
-        broker = AMQPBroker(url)
-        await broker.connect()
-        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+        broker = await ready(AMQPBroker(url))
         await broker.publish([message(), message()])
         consumer = await broker.consume("q")
         (first,) = await consumer.receive(1, 5.0)
@@ -601,9 +505,7 @@ def test_a_limit_set_by_policy_is_told(server: RabbitMQServer, url: str) -> None
     namespace = url.partition("namespace=")[2].partition("&")[0]
 
     async def main() -> None:
-        broker = AMQPBroker(url)
-        await broker.connect()
-        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+        broker = await ready(AMQPBroker(url))
         await asyncio.to_thread(
             server.control, "set_policy", namespace, rf"^{namespace}\.q$", '{"max-length": 5}', "--apply-to", "queues"
         )
@@ -625,9 +527,7 @@ def test_the_server_itself_ends_what_nobody_can_settle(server: RabbitMQServer, u
     sent = message()
 
     async def main() -> None:
-        broker = AMQPBroker(url)
-        await broker.connect()
-        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+        broker = await ready(AMQPBroker(url))
         await broker.publish([sent])
         await asyncio.to_thread(_die_often, server.url, f"{namespace}.q")
         for _ in range(100):

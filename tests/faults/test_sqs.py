@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -18,9 +16,15 @@ from postroom.broker.base import Ack, Consumer, Dead, Delivery, Retry, Subscript
 from postroom.broker.sqs import SQSBroker
 from postroom.errors import BrokerUnavailable, LeaseLost
 from postroom.message import Failure, Message, new_id
-from tests.faults.processes import Stage, stage, unfinished, wait_until_done
+from tests.faults.processes import Stage, stage
 from tests.faults.proxy import Proxy, proxy_to
-from tests.faults.test_kill import producer
+from tests.faults.scenarios import (
+    freeze_a_worker,
+    freeze_the_server,
+    kill_now_and_then,
+    killers_among_innocents,
+    restart_the_server_under_load,
+)
 from tests.servers import private
 
 FAILURE = Failure(attempt=1, reason="error", error="ValueError")
@@ -41,144 +45,43 @@ def faults(server: SQSServer, tmp_path: Path) -> Iterator[Stage]:
         yield made
 
 
-@pytest.fixture
-def tasks(faults: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    module = producer(faults, monkeypatch)
-    yield module
-    module.app.close()
-
-
 # Workers
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_killing_a_worker_every_second_loses_nothing(faults: Stage, tasks: ModuleType) -> None:
-    """I1, I3, I6, C4: done = sent, and a second start only after its holder was killed."""
-    ids = [job.id for job in tasks.work.enqueue_many(tasks.work.call(0.05) for _ in range(2000))]
-    workers = [faults.worker("20") for _ in range(3)]
-    pids = {worker.pid for worker in workers}
-    killed: dict[int, float] = {}
-    deadline = time.monotonic() + 120
-    while len(faults.counts("end")) < len(ids):
-        assert time.monotonic() < deadline, (tasks.app.stats(), faults.tail())
-        time.sleep(1.0)
-        if len(killed) < 6:
-            victim = workers.pop(0)
-            killed[victim.pid] = time.monotonic()
-            faults.kill(victim)
-            workers.append(faults.worker("20"))
-            pids.add(workers[-1].pid)
-    wait_until_done(tasks.app, faults, 30)
-    assert len(killed) >= 3, "the jobs were done before the workers could be killed"
-    assert set(faults.counts("end")) == set(ids)
-    assert tasks.app.dead_letters("default").list() == []
-    holders: dict[str, list[int]] = {}
-    for record in faults.records():
-        if record["event"] == "start":
-            # A suspect runs in a child, which dies with its worker.
-            worker = record["parent"] if record["parent"] in pids else record["pid"]
-            holders.setdefault(record["id"], []).append(worker)
-    assert not [job_id for job_id, ran_in in holders.items() if not set(ran_in[:-1]) <= killed.keys()]
+def test_killing_workers_loses_nothing(faults: Stage, tasks: ModuleType) -> None:
+    """I1, I3, I6, C4."""
+    kill_now_and_then(faults, tasks, jobs=2000, pause=0.05, workers=3, concurrency=20, kills=4, every=250)
 
 
 @pytest.mark.timeout(240)
 def test_killers_among_innocents(faults: Stage, tasks: ModuleType) -> None:
-    """I11b, C7: three killers and 200 healthy messages in one queue; exactly the killers die, each of 5 deaths.
-
-    A process that died is charged with all it had taken: a killer that was waiting in it has one start less.
-    """
-    calls = [tasks.healthy.call() for _ in range(200)]
-    killers = [tasks.killer.call() for _ in range(3)]
-    tasks.healthy.enqueue_many(calls[:50] + killers[:1] + calls[50:100] + killers[1:2] + calls[100:] + killers[2:])
-    workers = [faults.worker("50") for _ in range(2)]
-    deadline = time.monotonic() + 150
-    while unfinished(tasks.app):
-        assert time.monotonic() < deadline, (tasks.app.stats(), faults.tail())
-        for worker in list(workers):
-            if worker.poll() is not None:
-                workers.remove(worker)
-                faults.workers.remove(worker)
-                workers.append(faults.worker("50"))
-        time.sleep(0.1)
-    bad = sorted(call.message.id for call in killers)
-    assert set(faults.counts("end")) == {call.message.id for call in calls}
-    starts = faults.counts("start")
-    assert all(3 <= starts[job_id] <= 5 for job_id in bad), starts
-    letters = tasks.app.dead_letters("mixed").list()
-    assert sorted(letter.message.id for letter in letters) == bad
-    assert all([failure.reason for failure in letter.failures] == ["worker_lost"] * 5 for letter in letters)
+    """I11b, C7. A process that died is charged with all it had taken: a killer that waited in it has one start less."""
+    starts = killers_among_innocents(faults, tasks)
+    assert all(3 <= each <= 5 for each in starts), starts
 
 
 def test_a_frozen_worker_is_fenced(faults: Stage, tasks: ModuleType) -> None:
-    """I8, C5: frozen past its lease, the message runs elsewhere; thawed, the first worker settles nothing."""
-    first = faults.worker("5")
-    job = tasks.block.enqueue(2.0)
-    faults.wait_for("start", job.id)
-    os.kill(first.pid, signal.SIGSTOP)
-    faults.worker("5")
-    faults.wait_for("end", job.id)
-    wait_until_done(tasks.app, faults, 20)
-    os.kill(first.pid, signal.SIGCONT)
-    faults.wait_for_log("lost the lease|not settled")
-    assert [record["attempt"] for record in faults.records() if record["event"] == "start"] == [1, 2]
-    assert unfinished(tasks.app) == 0
-    assert tasks.app.dead_letters("threads").list() == []
+    """I8, C5: frozen past its lease."""
+    freeze_a_worker(faults, tasks, pause=2.0)
 
 
 # The service
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_the_service_goes_away_under_load(server: SQSServer, faults: Stage, tasks: ModuleType) -> None:
-    """C1, C17: whatever was confirmed is done, and workers and producers go on by themselves within 30 s."""
-    for _ in range(2):
-        faults.worker("20")
-    confirmed: list[str] = []
-    deadline = time.monotonic() + 30
-    while len({record["pid"] for record in faults.records()}) < 2:
-        assert time.monotonic() < deadline, faults.tail()
-        tasks.work.enqueue(0.2)
-        time.sleep(0.1)
-    for turn in range(20):
-        calls = [tasks.work.call(0.01) for _ in range(20)]
-        for attempt in range(60):
-            try:
-                confirmed += [job.id for job in tasks.work.enqueue_many(calls)]
-                break
-            except BrokerUnavailable:
-                assert attempt < 59, "the producer never came back"
-                time.sleep(0.2)
-        if turn in (5, 12):
-            server.kill()
-            server.start()
-    back = time.monotonic()
-    deadline = back + 60
-    while not set(confirmed) <= set(faults.counts("end")):
-        assert time.monotonic() < deadline, (tasks.app.stats(), faults.tail())
-        time.sleep(0.1)
-    assert len(confirmed) == 400
-    wait_until_done(tasks.app, faults, 30)
+    """C1, C17."""
+    restart_the_server_under_load(server, faults, tasks)
 
 
+@pytest.mark.timed
 def test_a_worker_outlives_a_frozen_service(server: SQSServer, faults: Stage, tasks: ModuleType) -> None:
-    """C17: as if the network were gone; consumption resumes, and meanwhile there is no busy loop."""
-    worker = faults.worker("5")
-    first = tasks.work.enqueue(0.0)
-    faults.wait_for("end", first.id)
-    server.pause()
-    before = _cpu(worker.pid)
-    time.sleep(14)
-    assert _cpu(worker.pid) - before < 1.0, "a busy loop while the service is away"
-    server.resume()
-    second = tasks.work.enqueue(0.0)
-    faults.wait_for("end", second.id, timeout=30)
-
-
-def _cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """C17."""
+    freeze_the_server(server, faults, tasks, busy=1.0, timeout=30)
 
 
 # Answers that are lost
