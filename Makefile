@@ -18,8 +18,7 @@ test: $(VENV)/.dev
 	$(BIN)/pyright
 	$(BIN)/python -m services --check
 	$(BIN)/python -m pytest -m 'not server' --numprocesses 2 $(SPREAD)
-	@# Real servers on real clocks, several at a time: one that came too late must do so three times to count.
-	$(BIN)/python -m pytest -m server --numprocesses 4 $(SPREAD) --reruns 2
+	$(BIN)/python -m pytest -m server --numprocesses 4 $(SPREAD)
 
 # Private RabbitMQ, Kafka, Redis and SQS for development, until Ctrl-C.
 services: $(VENV)/.dev
