@@ -71,8 +71,10 @@ class Stage:
 
     def records(self) -> list[dict[str, Any]]:
         """Everything all processes have written, in order of time."""
-        lines = [line for path in self.journal.glob("*.jsonl") for line in path.read_text().splitlines()]
-        return sorted((json.loads(line) for line in lines), key=lambda record: record["t"])
+        lines = [line for path in self.journal.glob("*.jsonl") for line in path.read_text().splitlines(keepends=True)]
+        # The last one of a file may just be being written.
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        return sorted(records, key=lambda record: record["t"])
 
     def counts(self, event: str) -> Counter[str]:
         return Counter(record["id"] for record in self.records() if record["event"] == event)
