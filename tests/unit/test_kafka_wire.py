@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from postroom.broker.kafka import wire
 from postroom.broker.kafka.options import parse
 from postroom.broker.kafka.wire import Envelope
-from postroom.errors import ConfigurationError, MessageTooLarge
+from postroom.errors import ConfigurationError, MessageTooLarge, ValidationError
 from postroom.message import Failure, Message
 
 
@@ -103,6 +103,28 @@ def test_a_foreign_record_has_a_lasting_identity() -> None:
     assert wire.read(foreign, "orders") == told
 
 
+@pytest.mark.parametrize("value", [b"0001-01-01T00:00:00+05:00", b"9999-12-31T23:59:59-05:00", b"0001-01-01T00:00:00"])
+def test_a_time_at_the_end_of_the_calendar_can_be_written_again(value: bytes) -> None:
+    """Else a retry or a dead letter of it could never be made."""
+    told = wire.read(Received(wire.Record("t", None, b"", [("ce_time", value)])), "orders")
+    assert wire.message_record(told.message, "t").headers
+
+
+def test_where_a_foreign_record_lies_says_what_its_topic_is() -> None:
+    """Its headers may be copied from anywhere; a subscription would not know it for its own, and drop it."""
+    copied: Any = [("postroom-topic", b"elsewhere"), ("postroom-attempt", b"-7")]
+    told = wire.read(Received(wire.Record("postroom.orders", None, b"", copied)), "orders")
+    assert (told.message.topic, told.attempt) == ("orders", 1)
+
+
+def test_what_is_no_text_is_refused() -> None:
+    """The client library crashes at such a name, and the process with it."""
+    for fields in ({"headers": {"\ud800": "1"}}, {"headers": {"a": "\ud800"}}, {"key": "\ud800"}):
+        message = Message(**({"id": "1", "topic": "orders", "name": "n", "body": b""} | fields))
+        with pytest.raises(ValidationError, match="surrogate"):
+            wire.message_record(message, "postroom.orders")
+
+
 @pytest.mark.parametrize(
     "name", ["postroom-attempt", "postroom-due", "postroom-expires", "postroom-priority", "ce_time"]
 )
@@ -113,9 +135,11 @@ def test_nonsense_in_a_foreign_header_is_no_header(name: str, value: bytes | Non
 
 
 def test_nonsense_in_place_of_json_is_no_json() -> None:
-    headers: Any = [("postroom-failures", b"{"), ("postroom-headers", b"[1]")]
+    for damaged in (b"{", b"[" * 100_000, b'[{"attempt":' + b"[" * 100_000):
+        headers: Any = [("postroom-failures", damaged)]
+        assert wire.read(Received(wire.Record("t", None, b"", headers)), "orders").failures() == []
+    headers = [("postroom-headers", b"[1]")]
     told = wire.read(Received(wire.Record("t", None, b"", headers)), "orders")
-    assert told.failures() == []
     assert dict(told.message.headers) == {"postroom-headers": "[1]"}
 
 
@@ -158,6 +182,14 @@ def test_a_url_says_where_and_how() -> None:
         ("kafka://h?security=sasl_ssl", "user:password"),
         ("kafka://ann:secret@h?security=ssl", "sasl_ssl"),
         ("kafka://h/path", "no path"),
+        ("kafka://h?partitions=2.5", "whole number"),
+        ("kafka://h?partitions=1&partitions=2", "partitions= is there twice"),
+        ("kafka://h:port", "'h:port' is no host"),
+        ("kafka://one,,two", "'' is no host"),
+        ("kafka://h:70000", "'h:70000' is no host"),
+        ("kafka://h?ca=/ca.pem", "ca= needs TLS"),
+        ("kafka://h?mechanism=PLAIN", "user:password"),
+        ("kafka://ann:secret@h?mechanism=GUESS", "mechanism='GUESS'"),
         ("kafka://", "kafka://host"),
     ],
 )
@@ -172,3 +204,4 @@ def test_names_cannot_be_taken_for_others() -> None:
     kafka = [names.topic("a.later"), names.later("a"), names.dead("a"), names.topic("later.a"), names.topology]
     assert len(set(kafka)) == len(kafka)
     assert names.topic_of(names.topic("order.paid")) == "order.paid"
+    assert [names.topic_of(name) for name in kafka] == ["a.later", "", "", "later.a", ""]

@@ -93,11 +93,21 @@ def _check_text(value: str | None, field: str) -> None:
         raise ValidationError(f"{field}={value!r}: printable characters only", field=field)
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check_headers(headers: Mapping[str, str]) -> None:
     size = 0
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str) or not name:
             raise ValidationError(f"headers[{name!r}]={value!r}: names and values are text", field="headers")
+        if not _is_unicode(name) or not _is_unicode(value):
+            raise ValidationError(f"headers[{name!r}]={value!r}: a lone surrogate is no character", field="headers")
         size += len(name) + len(value)
     if size > MAX_HEADERS_SIZE:
         raise ValidationError(

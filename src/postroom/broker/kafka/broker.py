@@ -37,6 +37,7 @@ from postroom.errors import (
     PostroomError,
     SubscriptionNotFound,
     TopicNotFound,
+    ValidationError,
 )
 from postroom.message import DeadLetter, Message
 
@@ -82,7 +83,7 @@ class KafkaBroker(Broker):
         self._closed = False
         self._consumers: set[KafkaConsumer] = set()
         self._hubs: dict[str, Hub] = {}
-        self._letters: dict[str, Letters] = {}
+        self._letters: dict[tuple[str, int], Letters] = {}
         self._spread = count()
         self._admin_client: AdminClient | None = None
         self._sender: Sender
@@ -98,7 +99,10 @@ class KafkaBroker(Broker):
         if self._topology is not None:
             return
         sender, reader = Sender(self.options), Reader(self.options)
-        sender.warm()
+        try:
+            sender.warm()
+        except KafkaException as error:
+            raise translated("cannot connect", error_of(error)) from error
         topology = Topology(self.options, sender, reader, self._admin, self._clock)
         try:
             await topology.open()
@@ -138,6 +142,9 @@ class KafkaBroker(Broker):
                     logger.debug("cannot look after the topology: %s", error)
                 except ConfigurationError as error:
                     logger.warning("cannot make room: %s", error)
+                except Exception:
+                    # Without it nobody here would hear of what others declare.
+                    logger.exception("Kafka: a defect; the look after the topology goes on")
 
     async def trim(self) -> None:
         """Delete what is done; by itself once a minute while there are consumers. Raises ``BrokerUnavailable``."""
@@ -161,7 +168,6 @@ class KafkaBroker(Broker):
             consumer.hub.removed = True
             await consumer.close()
         await self._opened().remove(subscription)
-        self._letters.pop(subscription, None)
         futures = self._admin().delete_consumer_groups([self._names.group(subscription)])
         for future in futures.values():
             try:
@@ -175,7 +181,7 @@ class KafkaBroker(Broker):
 
     async def publish(self, messages: Sequence[Message]) -> list[str | PostroomError]:
         topology = self._opened()
-        if any(message.topic not in topology.topics for message in messages):
+        if not all(topology.has(topic) for topic in {message.topic for message in messages}):
             await topology.refresh()
             self._opened()
         answers: list[str | PostroomError] = []
@@ -208,7 +214,7 @@ class KafkaBroker(Broker):
             return wire.message_record(
                 message, name, -1 if message.key is not None else order[next(self._spread) % len(order)]
             )
-        except MessageTooLarge as error:
+        except (MessageTooLarge, ValidationError) as error:
             return error
 
     # Out
@@ -260,14 +266,14 @@ class KafkaBroker(Broker):
     async def discard(self, subscription: str, ids: Sequence[str]) -> list[str]:
         await self._known(subscription)
         letters = self._letters_of(subscription)
-        found = [told.message.id for told in await letters.envelopes(ids)]
+        found = [told.message for told in await letters.envelopes(ids)]
         await letters.bury_no_more(found)
-        return found
+        return _ids(found)
 
     async def purge(self, subscription: str) -> int:
         entry = await self._known(subscription)
-        gone, entry = await self._survey(entry).purge()
-        await self._opened().change(entry)
+        gone, marks = await self._survey(entry).waiting()
+        await self._opened().purge(subscription, marks)
         self._tell_hubs()
         return gone
 
@@ -288,9 +294,9 @@ class KafkaBroker(Broker):
         await self._sender.deliver(
             "cannot move the messages", [survey.addressed(told, next(self._spread)) for told in found]
         )
-        ids = [told.message.id for told in found]
+        ids = _ids([told.message for told in found])
         letters = self._letters_of(entry.asked.name)
-        await letters.bury_no_more([told.message.id for told in await letters.envelopes(ids)])
+        await letters.bury_no_more([told.message for told in await letters.envelopes(ids)])
         return ids
 
     # Parts
@@ -312,10 +318,10 @@ class KafkaBroker(Broker):
         return entry
 
     def _letters_of(self, subscription: str) -> Letters:
-        found = self._letters.get(subscription)
-        if found is None:
-            found = self._letters[subscription] = Letters(self._names, subscription, self._reader, self._sender)
-        return found
+        which = (subscription, self._opened().removals[subscription])
+        if which not in self._letters:
+            self._letters[which] = Letters(self._names, subscription, self._reader, self._sender)
+        return self._letters[which]
 
     def _survey(self, entry: Entry) -> Survey:
         letters = self._letters_of(entry.asked.name)
@@ -325,6 +331,10 @@ class KafkaBroker(Broker):
         if self._admin_client is None:
             self._admin_client = AdminClient(self.options.client | {"reconnect.backoff.max.ms": 1000, "log_level": 2})
         return self._admin_client
+
+
+def _ids(messages: Sequence[Message]) -> list[str]:
+    return list(dict.fromkeys(message.id for message in messages))
 
 
 @lru_cache(maxsize=64)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from postroom.broker.kafka.backlog import Part
-from postroom.broker.kafka.faults import GONE, error_of, unsettled
+from postroom.broker.kafka.faults import GONE, error_of, unavailable
 from postroom.broker.kafka.member import Member
 from postroom.broker.kafka.options import Options
 from postroom.broker.kafka.reader import Place
@@ -107,4 +107,4 @@ class Commits:
         for part in [part for part in parts if code in GONE and part.alive and not part.moving]:
             self._lost(part)
         if late or code not in GONE | _PASSING:
-            raise unsettled("cannot commit", error_of(error)) from error
+            raise unavailable("cannot commit", error_of(error)) from error

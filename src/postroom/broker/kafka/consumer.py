@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from postroom.broker.base import Ack, Cancel, Consumer, Dead, Delivery, Outcome, Release, Retry
 from postroom.broker.kafka import wire
 from postroom.broker.kafka.backlog import Claim
-from postroom.broker.kafka.faults import translated, unsettled
+from postroom.broker.kafka.faults import unavailable
 from postroom.broker.kafka.hub import Hub
 from postroom.broker.kafka.letters import gone_record, letter_record, trial_record
 from postroom.broker.kafka.options import Names
@@ -57,7 +57,7 @@ class KafkaConsumer(Consumer):
                 left = None if deadline is None else deadline - loop.time()
                 if left is not None and left <= 0:
                     if self.hub.trouble is not None:
-                        raise translated("cannot receive", self.hub.trouble)
+                        raise unavailable("cannot receive", self.hub.trouble)
                     return []
                 due = self.hub.next_due()
                 waits = [
@@ -165,7 +165,7 @@ class KafkaConsumer(Consumer):
                     claim.copy = envelope
             failed = [error for error in errors if error is not None]
             if failed:
-                raise unsettled(f"{self.hub.name}: cannot settle", failed[0])
+                raise unavailable(f"{self.hub.name}: cannot settle", failed[0])
         for claim, outcome in batch.items():
             if claim.alive and claim.outcome is None:
                 claim.outcome = outcome
@@ -218,7 +218,7 @@ class KafkaConsumer(Consumer):
             return
         self.hub.remove(item)
         if self.hub.entry.asked.ordered and item.envelope.history and isinstance(outcome, Ack | Cancel):
-            trials.append(gone_record(self._names, self.hub.name, item.envelope.message.id))
+            trials.append(gone_record(self._names, self.hub.name, item.envelope.message))
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

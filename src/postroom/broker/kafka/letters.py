@@ -7,6 +7,7 @@ its key, and Kafka cannot change a record.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from postroom.broker.kafka.options import Names
 from postroom.broker.kafka.reader import Place, Reader
 from postroom.broker.kafka.sender import Sender
 from postroom.broker.kafka.wire import Envelope, Record
-from postroom.message import DeadLetter
+from postroom.message import DeadLetter, Message
 
 _NEAR = 500
 """Records that are cheaper read than jumped over."""
@@ -38,11 +39,16 @@ def envelope_record(names: Names, subscription: str, envelope: Envelope, more: w
     # Compaction goes by the id; the message's own key would make one letter of all with that key.
     key = envelope.message.key
     headers = record.headers if key is None else [*record.headers, ("postroom-key", key.encode())]
-    return record._replace(key=envelope.message.id.encode(), headers=headers)
+    return record._replace(key=_key(envelope.message), headers=headers)
 
 
-def gone_record(names: Names, subscription: str, message_id: str) -> Record:
-    return Record(names.dead(subscription), message_id.encode(), None, [], 0)
+def gone_record(names: Names, subscription: str, message: Message) -> Record:
+    return Record(names.dead(subscription), _key(message), None, [], 0)
+
+
+def _key(message: Message) -> bytes:
+    """By what a letter is kept: clients other than ours may give one id to many messages, and each is its own."""
+    return f"{message.id}\n{sha256(message.body).hexdigest()[:16]}".encode()
 
 
 class Letters:
@@ -55,11 +61,11 @@ class Letters:
         self._reader = reader
         self._sender = sender
         self._read_to = 0
-        self._dead: dict[str, int] = {}
-        """Id and offset, in the order of death."""
+        self._dead: dict[str, dict[bytes, int]] = {}
+        """By id, in the order of death: where each letter is."""
         self._trials: dict[str, Envelope] = {}
         """By place."""
-        self._trial_of: dict[str, str] = {}
+        self._trial_of: dict[bytes, str] = {}
 
     async def refresh(self) -> None:
         await self._reader.call(self._refresh)
@@ -70,21 +76,23 @@ class Letters:
 
     async def count(self) -> int:
         await self.refresh()
-        return len(self._dead)
+        return sum(map(len, self._dead.values()))
 
     async def page(self, ids: Sequence[str] | None, after: str | None, limit: int) -> list[DeadLetter]:
         """See ``Broker.dead_letters``."""
 
         def read(reader: Reader) -> list[DeadLetter]:
             self._refresh(reader)
-            last = self._dead.get(after, -1) if after is not None else -1
-            wanted = set(ids) if ids is not None else None
-            offsets = [
-                offset
-                for message_id, offset in self._dead.items()
-                if offset > last and (wanted is None or message_id in wanted)
-            ]
-            return [self._letter(record) for record in self._fetch(reader, sorted(offsets)[:limit])]
+            wanted = self._dead if ids is None else {each: self._dead[each] for each in self._dead if each in set(ids)}
+            if after in self._dead:
+                last = max(self._dead[after].values())
+                wanted = {each: found for each, found in wanted.items() if max(found.values()) > last}
+            offsets: list[int] = []
+            for found in wanted.values():  # Those of one id stay together: the next page begins behind them.
+                if len(offsets) >= limit:
+                    break
+                offsets += found.values()
+            return [self._letter(record) for record in self._fetch(reader, sorted(offsets))]
 
         return await self._reader.call(read)
 
@@ -93,29 +101,33 @@ class Letters:
 
         def read(reader: Reader) -> list[Envelope]:
             self._refresh(reader)
-            offsets = sorted(self._dead[message_id] for message_id in set(ids) if message_id in self._dead)
-            return [self._envelope(record) for record in self._fetch(reader, offsets)]
+            offsets = [offset for each in set(ids) for offset in self._dead.get(each, {}).values()]
+            return [self._envelope(record) for record in self._fetch(reader, sorted(offsets))]
 
         return await self._reader.call(read)
 
-    async def bury_no_more(self, ids: Iterable[str]) -> None:
-        """Delete these letters."""
+    async def bury_no_more(self, messages: Iterable[Message]) -> None:
+        """Delete the letters of these."""
         await self._sender.deliver(
-            "cannot delete dead letters", [gone_record(self._names, self._subscription, each) for each in ids]
+            "cannot delete dead letters", [gone_record(self._names, self._subscription, each) for each in messages]
         )
 
     def _refresh(self, reader: Reader) -> None:
         end = reader.bounds(self._topic)[1]
         for record in reader.records({(self._topic, 0): (self._read_to, end)}):
-            message_id = (record.key() or b"").decode()
-            self._dead.pop(message_id, None)
-            self._trials.pop(self._trial_of.pop(message_id, ""), None)
+            key = record.key() or b""
+            message_id = key.rpartition(b"\n")[0].decode(errors="replace")
+            others = self._dead.pop(message_id, {})
+            others.pop(key, None)
+            self._trials.pop(self._trial_of.pop(key, ""), None)
             state = wire.header(record, "postroom-state")
             if state is not None:
-                self._trial_of[message_id] = state.decode()
-                self._trials[state.decode()] = self._envelope(record)
+                self._trial_of[key] = state.decode(errors="replace")
+                self._trials[self._trial_of[key]] = self._envelope(record)
             elif record.value() is not None:
-                self._dead[message_id] = record.offset()
+                others[key] = record.offset()
+            if others:
+                self._dead[message_id] = others
         self._read_to = max(end, self._read_to)
 
     def _fetch(self, reader: Reader, offsets: list[int]) -> list[Any]:

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
 from postroom.broker.kafka import bridge
+from postroom.broker.kafka.faults import DENIED
 from postroom.broker.kafka.options import Options
 from postroom.broker.kafka.reader import Place
 
@@ -116,7 +117,7 @@ class Member:
 
     def failed(self, error: KafkaError) -> None:
         """On any thread: the client tells of an error."""
-        if error.code() in UNREACHABLE:
+        if error.code() in UNREACHABLE | DENIED:
             self.trouble = error
         else:
             logger.warning("Kafka: %s", error.str())
@@ -131,7 +132,7 @@ class Member:
                 told = self._consumer.poll(0)
                 if told is not None and (error := told.error()) is not None:
                     self.failed(error)
-                if self.trouble is not None:
+                if self.trouble is not None and self.trouble.code() in UNREACHABLE:
                     self._probe()
             except KafkaException as error:
                 self.failed(error.args[0])
@@ -209,7 +210,7 @@ class Member:
             logger.warning("Kafka: a share of the group is given up again: %s", error.args[0].str())
             self._leave = True
             return
-        self._ours = True
+        self._ours, self.trouble = True, None
         if not self._ask(self._listener.assigned(known)):
             self._leave = True  # Stuck, or without what it needs: others are better off with them.
 

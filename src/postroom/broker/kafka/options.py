@@ -12,6 +12,7 @@ import msgspec
 from postroom.errors import ConfigurationError
 
 _SECURITY = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
+_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _PATHS = {"ca": "ssl.ca.location", "certificate": "ssl.certificate.location", "key": "ssl.key.location"}
 
 
@@ -28,7 +29,9 @@ class Names(msgspec.Struct, frozen=True):
         return f"{self.namespace}.{name}"
 
     def topic_of(self, kafka_topic: str) -> str:
-        return kafka_topic.removeprefix(f"{self.namespace}.")
+        """Empty for a topic of a subscription's own."""
+        _, mark, topic = kafka_topic.partition(f"{self.namespace}.")
+        return topic if mark and kafka_topic.startswith(mark) else ""
 
     def later(self, subscription: str) -> str:
         """The topic of what this subscription tries again, or later."""
@@ -71,16 +74,20 @@ def parse(url: str) -> Options:
     if split.path.strip("/") or split.fragment:
         raise ConfigurationError("a Kafka URL has no path; say ?namespace= to share a server")
     who, _, where = split.netloc.rpartition("@")
-    query = dict(parse_qsl(split.query, keep_blank_values=True))
-    servers = ",".join(host if re.search(r":\d+$", host) else f"{host}:9092" for host in where.split(","))
+    pairs = parse_qsl(split.query, keep_blank_values=True)
+    query = dict(pairs)
+    if len(query) < len(pairs):
+        twice = next(name for name in query if [each for each, _ in pairs].count(name) > 1)
+        raise ConfigurationError(f"Kafka URL: {twice}= is there twice")
+    servers = ",".join(map(_server, where.split(",")))
     client: dict[str, Any] = {"bootstrap.servers": servers}
     client.update(_security(query, who, "ssl" if split.scheme == "kafka+ssl" else "plaintext"))
     options = Options(
         client=client,
         names=Names(_namespace(query.pop("namespace", "postroom"))),
-        partitions=int(_number(query, "partitions", 8, 1)),
-        replication=int(_number(query, "replication", -1, 1)),
-        min_isr=int(_number(query, "min_isr", 0, 1)) or None,
+        partitions=_whole(query, "partitions", 8),
+        replication=_whole(query, "replication", -1),
+        min_isr=_whole(query, "min_isr", 0) or None,
         retention=_number(query, "retention", 0, 1) or None,
         session=_number(query, "session", 6.0, 1),
         handover=_number(query, "handover", 3.0, 0),
@@ -109,7 +116,13 @@ def _security(query: dict[str, str], who: str, default: str) -> dict[str, Any]:
     for option, setting in _PATHS.items():
         if option in query:
             client[setting] = query.pop(option)
+            if "ssl" not in protocol:
+                raise ConfigurationError(f"Kafka URL: {option}= needs TLS, as kafka+ssl://; here it would do nothing")
+    if "mechanism" in query and not who:
+        raise ConfigurationError("Kafka URL: mechanism= needs user:password@ before the host")
     mechanism = query.pop("mechanism", "SCRAM-SHA-512")
+    if mechanism not in _MECHANISMS:
+        raise ConfigurationError(f"Kafka URL: mechanism={mechanism!r}; one of {', '.join(_MECHANISMS)}")
     if protocol.startswith("sasl"):
         user, _, password = who.partition(":")
         if not user:
@@ -124,6 +137,21 @@ def _namespace(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", value):
         raise ConfigurationError(f"Kafka URL: namespace={value!r}; 1 to 40 letters, digits and underscores")
     return value
+
+
+def _server(told: str) -> str:
+    """With its port."""
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+)(?::(\d{1,5}))?", told)
+    if found is None or not 0 < int(found[2] or 9092) < 65_536:
+        raise ConfigurationError(f"Kafka URL: {told!r} is no host; say host or host:port, several with commas between")
+    return f"{found[1]}:{found[2] or 9092}"
+
+
+def _whole(query: dict[str, str], name: str, default: int) -> int:
+    value = _number(query, name, default, 1)
+    if value != int(value) or value > 100_000:
+        raise ConfigurationError(f"Kafka URL: {name}={value:g}; a whole number up to 100,000")
+    return int(value)
 
 
 def _number(query: dict[str, str], name: str, default: float, least: float) -> float:

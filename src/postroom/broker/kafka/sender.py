@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -14,6 +15,8 @@ from postroom.broker.kafka import bridge
 from postroom.broker.kafka.faults import error_of, translated
 from postroom.broker.kafka.options import Options
 from postroom.broker.kafka.wire import MAX_RECORD, Record
+
+logger = logging.getLogger("postroom.broker")
 
 _BURST = 5_000
 
@@ -121,6 +124,8 @@ class Sender:
                     "request.timeout.ms": int(self._options.timeout * 500),
                     "reconnect.backoff.max.ms": 1000,
                     "queue.buffering.max.messages": 500_000,
+                    # Without it a poll would raise, and whoever waits for a confirmation wait for ever.
+                    "error_cb": self._failed,
                     "log_level": 2,
                 }
             )
@@ -130,6 +135,13 @@ class Sender:
             )
             self._thread.start()
         return self._producer
+
+    def _failed(self, error: KafkaError) -> None:
+        """On the producer's thread. What is sent tells of its errors itself."""
+        if error.fatal():
+            logger.warning("Kafka: a producer has failed for good and is replaced: %s", error.str())
+            if self._producer is not None:
+                self._retire(self._producer)
 
     def _retire(self, producer: Producer) -> None:
         if self._producer is producer:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import msgspec
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException
 from confluent_kafka.admin import AdminClient
 
@@ -108,8 +107,8 @@ class Survey:
             dead=dead, oldest=oldest,
         )  # fmt: skip
 
-    async def purge(self) -> tuple[int, Entry]:
-        """How many wait, and the subscription without them."""
+    async def waiting(self) -> tuple[int, dict[str, dict[str, Mark]]]:
+        """How many wait, and where they and all before them are; what runs is left out."""
         stretches = await self.stretches()
         ends = {place: stretch.end for place, stretch in stretches.items()}
         waiting = await self._reader.call(
@@ -118,7 +117,7 @@ class Survey:
         purged: dict[str, dict[str, Mark]] = {}
         for (topic, number), stretch in stretches.items():
             purged.setdefault(topic, {})[str(number)] = Mark(stretch.end, sorted(stretch.ledger.out))
-        return len(waiting), msgspec.structs.replace(self._entry, purged=self._entry.purged | purged)
+        return len(waiting), purged
 
     async def ended(self, since: float | None) -> list[Envelope]:
         """Retained messages that this subscription has ended with, and does not have before it once more."""

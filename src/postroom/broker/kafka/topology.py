@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException
@@ -29,6 +31,9 @@ Offsets = dict[str, list[int]]
 """For each Kafka topic an offset of each partition."""
 
 
+T = TypeVar("T")
+
+
 class Era(msgspec.Struct, frozen=True):
     """What a subscription asked for until it was declared anew: a change concerns later messages only."""
 
@@ -51,6 +56,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """Where it begins in the topics that were there before it; in later ones it begins at 0."""
     eras: list[Era] = []
     purged: dict[str, dict[str, Mark]] = {}
+    revision: int = 0
+    """Of two processes that change it at once, the one whose record with the next number comes first is right."""
 
     def listens_to(self, topic: str) -> bool:
         return any(matches(asked.pattern, topic) for asked in self._ever())
@@ -74,8 +81,21 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         begin = begins[place[1]] if place[1] < len(begins) else None
         return max((offset for offset in (begin, committed) if offset is not None), default=None)
 
+    def without(self, topics: Collection[str]) -> Entry:
+        """No word of places in these Kafka topics, which were made anew."""
+
+        def kept(told: Mapping[str, T]) -> dict[str, T]:
+            return {topic: places for topic, places in told.items() if topic not in topics}
+
+        eras = [msgspec.structs.replace(era, until=kept(era.until)) for era in self.eras]
+        return msgspec.structs.replace(self, begin=kept(self.begin), eras=eras, purged=kept(self.purged))
+
     def _ever(self) -> list[Subscription]:
         return [self.asked, *(era.asked for era in self.eras)]
+
+
+Change = Callable[[Entry | None], Awaitable[Entry | None]]
+"""What a subscription becomes; ``None``: it is gone, and stays so."""
 
 
 class Topology:
@@ -88,6 +108,8 @@ class Topology:
         self.subscriptions: dict[str, Entry] = {}
         self.partitions: dict[str, int] = {}
         """Of each Kafka topic of the namespace."""
+        self.removals: Counter[str] = Counter()
+        """How often each subscription was deleted: what is declared under its name afterwards is another one."""
         self._options = options
         self._names = options.names
         self._sender = sender
@@ -96,6 +118,7 @@ class Topology:
         self._clock = clock
         self._read_to = 0
         self._declaring = asyncio.Lock()
+        self._refreshing = asyncio.Lock()
 
     async def open(self) -> None:
         """Make the topic it is kept in, and read it. Raises ``BrokerUnavailable`` or ``ConfigurationError``."""
@@ -106,6 +129,10 @@ class Topology:
 
     async def refresh(self) -> bool:
         """Read what was declared since. Returns whether there was anything."""
+        async with self._refreshing:  # Who comes second must not act before the first has seen which topics there are.
+            return await self._refresh()
+
+    async def _refresh(self) -> bool:
         name = self._names.topology
 
         def read(reader: Reader) -> list[tuple[str, bytes | None]]:
@@ -123,12 +150,21 @@ class Topology:
             table: dict[str, Any] = self.topics if kind == "topic" else self.subscriptions
             if value is None:
                 table.pop(subject, None)
+                self.removals[subject] += kind == "subscription"
+            elif kind == "topic":
+                self.topics[subject] = msgspec.json.decode(value, type=Topic)
             else:
-                table[subject] = msgspec.json.decode(value, type=Topic if kind == "topic" else Entry)
+                entry = msgspec.json.decode(value, type=Entry)
+                if subject not in table or table[subject].revision < entry.revision:
+                    self.subscriptions[subject] = entry
         if changes:
             later = [self._names.later(name) for name in self.subscriptions]
             await self._look_for([*map(self._names.topic, self.topics), *later])
         return bool(changes)
+
+    def has(self, topic: str) -> bool:
+        """Whether messages can be published to it, as far as is known here."""
+        return topic in self.topics and self._names.topic(topic) in self.partitions
 
     def heard_by(self, entry: Entry) -> list[str]:
         """The Kafka topics of a subscription, without those of its own."""
@@ -155,28 +191,34 @@ class Topology:
             for subscription in subscriptions:
                 wanted.append(self._plain(self._names.later(subscription.name)))
                 wanted.append(self._compacted(self._names.dead(subscription.name)))
-            await self._create([topic for topic in wanted if topic.topic not in self.partitions])
-            records = [self._record(f"topic:{topic.name}", topic) for topic in new_topics]
-            for subscription in subscriptions:
-                entry = self.subscriptions.get(subscription.name)
-                if entry is None or _told(entry.asked) != _told(subscription):
-                    changed = await self._entry(entry, subscription, {**before, **all_topics})
-                    records.append(self._record(f"subscription:{subscription.name}", changed))
-            await self._sender.deliver("cannot declare", records)
-            if records:
+            anew = await self._create([topic for topic in wanted if topic.topic not in self.partitions])
+            if anew:
+                await self._change({name: partial(_without, topics=anew) for name in self.subscriptions})
+            table = {**before, **all_topics}
+            await self._change({each.name: partial(self._asked, asked=each, topics=table) for each in subscriptions})
+            if new_topics:
+                await self._sender.deliver(
+                    "cannot declare", [self._record(f"topic:{topic.name}", topic) for topic in new_topics]
+                )
                 await self.refresh()
 
-    async def change(self, entry: Entry) -> None:
-        """Keep a subscription's new state."""
-        await self._sender.deliver(
-            "cannot change the subscription", [self._record(f"subscription:{entry.asked.name}", entry)]
-        )
-        await self.refresh()
+    async def purge(self, subscription: str, marks: Mapping[str, dict[str, Mark]]) -> None:
+        """All that the marks say is gone from it."""
+
+        async def purged(entry: Entry | None) -> Entry | None:
+            return entry and msgspec.structs.replace(entry, purged={**entry.purged, **marks})
+
+        await self._change({subscription: purged})
 
     async def remove(self, subscription: str) -> None:
-        """Forget a subscription, and delete its own topics."""
-        await self._sender.deliver("cannot unsubscribe", [self._record(f"subscription:{subscription}", None)])
+        """Forget a subscription, and delete its own topics; a queue has no other."""
+        queue = self.is_queue(subscription)
+        kinds = ("subscription", "topic") if queue else ("subscription",)
+        await self._sender.deliver(
+            "cannot unsubscribe", [self._record(f"{kind}:{subscription}", None) for kind in kinds]
+        )
         gone = [self._names.later(subscription), self._names.dead(subscription)]
+        gone += [self._names.topic(subscription)] if queue else []
         futures = self._admin().delete_topics(gone, request_timeout=self._options.timeout)
         await self._all(futures, KafkaError.UNKNOWN_TOPIC_OR_PART)
         await self.refresh()
@@ -193,6 +235,33 @@ class Topology:
             }
 
         return await self._reader.call(read)
+
+    async def _change(self, changes: Mapping[str, Change]) -> None:
+        """Change subscriptions. Who was overtaken by another process begins again with what that one has made of it,
+        and writes in any case: the last record is what a process reads that starts later."""
+        overtaken = False
+        while changes:
+            wanted: dict[str, Entry] = {}
+            for name, change in changes.items():
+                entry = self.subscriptions.get(name)
+                changed = await change(entry)
+                if changed is not None and (overtaken or changed != entry):
+                    wanted[name] = msgspec.structs.replace(changed, revision=entry.revision + 1 if entry else 1)
+            if not wanted:
+                return
+            await self._sender.deliver(
+                "cannot declare", [self._record(f"subscription:{name}", entry) for name, entry in wanted.items()]
+            )
+            await self.refresh()
+            changes = {
+                name: changes[name] for name in wanted if _body(self.subscriptions.get(name)) != _body(wanted[name])
+            }
+            overtaken = True
+
+    async def _asked(self, entry: Entry | None, *, asked: Subscription, topics: Mapping[str, Topic]) -> Entry:
+        if entry is not None and _told(entry.asked) == _told(asked):
+            return entry
+        return await self._entry(entry, asked, topics)
 
     async def _entry(self, entry: Entry | None, asked: Subscription, topics: Mapping[str, Topic]) -> Entry:
         if entry is None:
@@ -227,8 +296,7 @@ class Topology:
         return await self._reader.call(lambda reader: reader.offsets_at(name, partitions, oldest))
 
     def _record(self, key: str, value: Topic | Entry | None) -> Record:
-        body = None if value is None else msgspec.json.encode(value, enc_hook=dict)
-        return Record(self._names.topology, key.encode(), body, [("content-type", b"application/json")], 0)
+        return Record(self._names.topology, key.encode(), _body(value), [("content-type", b"application/json")], 0)
 
     def _plain(self, name: str) -> NewTopic:
         keep = -1 if self._options.retention is None else int(self._options.retention * 1000)
@@ -243,13 +311,15 @@ class Topology:
             config["min.insync.replicas"] = str(self._options.min_isr)
         return NewTopic(name, partitions, self._options.replication, config=config)
 
-    async def _create(self, topics: list[NewTopic]) -> None:
+    async def _create(self, topics: list[NewTopic]) -> list[str]:
+        """Returns which were not there."""
         if not topics:
-            return
+            return []
         unique = {topic.topic: topic for topic in topics}
         futures = self._admin().create_topics(list(unique.values()), request_timeout=self._options.timeout)
-        await self._all(futures, KafkaError.TOPIC_ALREADY_EXISTS)
+        made = await self._all(futures, KafkaError.TOPIC_ALREADY_EXISTS)
         await self._look_for(list(unique))
+        return made
 
     async def _look_for(self, names: Sequence[str]) -> None:
         """See which topics there are; not every server knows at once of one that was just made."""
@@ -260,13 +330,25 @@ class Topology:
                 return
             await asyncio.sleep(0.02)
 
-    async def _all(self, futures: Mapping[str, Any], fine: int) -> None:
+    async def _all(self, futures: Mapping[str, Any], fine: int) -> list[str]:
+        """Wait for all. Returns those that were done; of the others it was ``fine`` not to be."""
+        done = []
         for name, future in futures.items():
             try:
                 await asyncio.wrap_future(future)
+                done.append(name)
             except KafkaException as error:
                 if error_of(error).code() != fine:
                     raise translated(f"topic {name}", error_of(error)) from error
+        return done
+
+
+def _body(value: Topic | Entry | None) -> bytes | None:
+    return None if value is None else msgspec.json.encode(value, enc_hook=dict)
+
+
+async def _without(entry: Entry | None, *, topics: Collection[str]) -> Entry | None:
+    return entry and entry.without(topics)
 
 
 def _told(asked: Subscription) -> tuple[object, ...]:

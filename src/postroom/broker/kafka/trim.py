@@ -26,13 +26,15 @@ async def trim(
 ) -> dict[Place, int]:
     """Returns where each partition begins now, of those that have lost something. Raises ``BrokerUnavailable``."""
     keep: dict[Place, int] = {}
-    for topic in topology.topics.values():
+    for topic in list(topology.topics.values()):
         name = options.names.topic(topic.name)
         ends = (await topology.ends([name])).get(name)
         if ends is None:
             continue  # Somebody has deleted it.
         kept = await topology.retained(topic) if topic.retention and not topic.queue else ends
         keep |= {(name, number): min(pair) for number, pair in enumerate(zip(kept, ends, strict=True))}
+    # Only now: who has declared a subscription before is known then, and who does it later begins behind these ends.
+    await topology.refresh()
     for entry in list(topology.subscriptions.values()):
         for place, stretch in (await survey(entry).stretches()).items():
             done = stretch.ledger.prefix or 0

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from postroom.errors import MessageTooLarge
+from postroom.errors import MessageTooLarge, ValidationError
 from postroom.message import NO_HEADERS, Failure, Message
 
 MAX_BODY = 1_048_576
@@ -57,7 +57,7 @@ class Envelope(msgspec.Struct, kw_only=True, frozen=True):
     def failures(self) -> list[Failure]:
         try:
             return msgspec.json.decode(self.history, type=list[Failure]) if self.history else []
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             return []  # The words of a foreign client; its message is handled all the same.
 
 
@@ -77,14 +77,19 @@ _RESERVED = frozenset(
 
 
 def message_record(message: Message, topic: str, partition: int = -1) -> Record:
-    """As it is published. Raises ``MessageTooLarge``."""
+    """As it is published. Raises ``MessageTooLarge``, or ``ValidationError`` for what is no text."""
     if len(message.body) > MAX_BODY:
         raise MessageTooLarge(
             f"message {message.id}: {len(message.body):,} bytes; Kafka topics take {MAX_BODY:,}. Store it elsewhere "
             "and send its address"
         )
-    key = None if message.key is None else message.key.encode()
-    return Record(topic, key, message.body, _message_headers(message), partition)
+    try:
+        # The client crashes at a header's name that is no UTF-8.
+        "".join(message.headers).encode()
+        key = None if message.key is None else message.key.encode()
+        return Record(topic, key, message.body, _message_headers(message), partition)
+    except UnicodeEncodeError as error:
+        raise ValidationError(f"message {message.id!r}: key, name or headers have a lone surrogate: {error}") from error
 
 
 def envelope_record(envelope: Envelope, topic: str, more: Headers | None = None, partition: int = -1) -> Record:
@@ -122,13 +127,14 @@ def history(failures: list[Failure]) -> bytes:
 
 def read(record: Any, topic: str) -> Envelope:
     """Of a record of ours or of anybody: what a foreign one does not say is derived from where it lies, for ever the
-    same. ``topic``: what the name of its Kafka topic means. ``record``: a ``confluent_kafka.Message``."""
+    same. ``topic``: what the name of its Kafka topic means; empty in a topic of a subscription's own, where each record
+    says it. ``record``: a ``confluent_kafka.Message``."""
     found: dict[str, bytes | None] = dict(record.headers() or ())
     take = found.pop
     identity, name, created = take("ce_id", None), take("ce_type", None), take("ce_time", None)
     for told in _TOLD_ELSEWHERE:
         take(told, None)
-    if found and "postroom-topic" in found:
+    if not topic and "postroom-topic" in found:
         topic = _text(found, "postroom-topic")
     key = record.key()
     message = Message(
@@ -146,7 +152,7 @@ def read(record: Any, topic: str) -> Envelope:
         return Envelope(message=message)
     return Envelope(
         message=message,
-        attempt=int(_number(found, "postroom-attempt") or 1),
+        attempt=max(1, int(_number(found, "postroom-attempt") or 1)),
         due=_number(found, "postroom-due") if "postroom-due" in found else message.not_before,
         history=found.get("postroom-failures") or b"",
         suspect="postroom-suspect" in found,
@@ -238,14 +244,20 @@ def _stamp(time: float) -> str:
     return f"{_second(whole)}.{parts:07d}Z"
 
 
+_STAMPS = (0.0, 253_402_214_400.0)
+"""From 1970 to the last day but one of the year 9999."""
+
+
 def _time(told: bytes, written: int) -> float:
     """``written``: when the record was, in milliseconds; it stands in for what is no time."""
     try:
         stamp = told.decode()
         if len(stamp) == 28 and stamp[19] == "." and stamp[27] == "Z":
             return _unix(stamp[:19]) + int(stamp[20:27]) / 1e7
-        return datetime.fromisoformat(stamp).timestamp()
-    except ValueError:
+        told_at = datetime.fromisoformat(stamp).timestamp()
+        # At the ends of the calendar it could not be written again, and the message not be settled.
+        return told_at if _STAMPS[0] <= told_at < _STAMPS[1] else written / 1000
+    except (ValueError, OverflowError):
         return written / 1000
 
 
