@@ -8,18 +8,23 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from uuid import uuid4
 
 import msgspec
 import pytest
-from services.base import Server
+from services.base import Server, free_port
 
 import postroom.testing.conformance  # noqa: F401 -- fills the suite
+from postroom import App, UnsupportedOperation, create_outbox
 from postroom.broker.amqp import AMQPBroker
 from postroom.broker.base import Ack, Broker, Capabilities, Subscription, Topic
 from postroom.message import Message, new_id
+from postroom.store.outbox.relay import Relay
 from postroom.testing.harness import Harness
 from postroom.testing.suite import SUITE
 from tests.conformance.test_rabbitmq import RabbitMQHarness
@@ -122,6 +127,40 @@ def test_nothing_urgent_where_there_is_an_order(harness: Harness) -> None:
         await broker.close()
 
     asyncio.run(main())
+
+
+def test_the_urgent_go_through_an_outbox(server: Server, tmp_path: Path) -> None:
+    """C13: whether there are priorities is asked of the server; while nobody can tell, they are refused."""
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as connection:
+        create_outbox(connection)
+        with _shop(server.url) as app:
+            send = app.tasks["send"].using(transaction=connection, priority=9)
+            urgent = [send.enqueue().id, asyncio.run(send.aenqueue()).id]
+            connection.commit()
+            assert Relay(f"sqlite:///{tmp_path}/shop.db", app.outlet.send).run_once() == 2
+
+            async def taken(broker: Broker) -> dict[str, int]:
+                consumer = await broker.consume("urgent")
+                found = await consumer.receive(1, 10.0)
+                found += await consumer.receive(1, 10.0)
+                await consumer.settle([(delivery, Ack()) for delivery in found])
+                return {delivery.message.id: delivery.message.priority for delivery in found}
+
+            assert app.thread.call(taken) == dict.fromkeys(urgent, 9)
+        with _shop(f"amqp://127.0.0.1:{free_port()}") as app:
+            send = app.tasks["send"].using(transaction=connection, priority=9)
+            for enqueue in (send.enqueue, lambda: asyncio.run(send.aenqueue())):
+                with pytest.raises(UnsupportedOperation, match="not known before it can be reached"):
+                    enqueue()
+
+
+def _shop(url: str) -> App:
+    app = App(url)
+
+    @app.task(queue="urgent")
+    def send() -> None: ...
+
+    return app
 
 
 _QUEUE = "priorities"

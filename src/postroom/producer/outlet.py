@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 
 from postroom import codec
-from postroom.broker.base import Broker
+from postroom.broker.base import Broker, Capabilities
 from postroom.broker.demands import unmet
 from postroom.broker.thread import BrokerThread
 from postroom.config import HandlerOptions
+from postroom.errors import BrokerUnavailable, UnsupportedOperation
 from postroom.handler import TaskHandler
 from postroom.message import Message
 from postroom.producer.options import PublishOptions
@@ -35,6 +36,8 @@ class Outlet:
         self.blobs = blobs
         self._publisher = publisher
         self._make_broker = make_broker
+        self._asked: Capabilities | None = None
+        """What the broker can do at its server, once that has been asked: a newer one may do more."""
 
     @cached_property
     def _model(self) -> Broker:
@@ -56,7 +59,7 @@ class Outlet:
             return await self._publisher.apublish(messages)
         if self._model.joins(transaction):
             return await self._publisher.apublish_in(transaction, messages)
-        self._check(messages)
+        await self._acheck(messages)
         await outbox.awrite(transaction, messages)
         return [message.id for message in messages]
 
@@ -70,11 +73,33 @@ class Outlet:
 
     def _check(self, messages: Sequence[Message]) -> None:
         """Refuse now what the broker would refuse later, when nobody could be told."""
+        refusal = self._refusal(messages)
+        if refusal is not None:
+            try:
+                self._asked = self.thread.call(_capabilities)
+            except BrokerUnavailable as error:
+                raise _unknown(refusal, error) from error
+            self._check_again(messages)
+
+    async def _acheck(self, messages: Sequence[Message]) -> None:
+        """See :meth:`_check`."""
+        refusal = self._refusal(messages)
+        if refusal is not None:
+            try:
+                self._asked = await self.thread.acall(_capabilities)
+            except BrokerUnavailable as error:
+                raise _unknown(refusal, error) from error
+            self._check_again(messages)
+
+    def _check_again(self, messages: Sequence[Message]) -> None:
+        refusal = self._refusal(messages)
+        if refusal is not None:
+            raise refusal
+
+    def _refusal(self, messages: Sequence[Message]) -> UnsupportedOperation | None:
         self._publisher.check(messages)
-        for message in messages:
-            refusal = unmet(self._model.capabilities, message, time.time())
-            if refusal is not None:
-                raise refusal
+        now, capabilities = time.time(), self._asked or self._model.capabilities
+        return next((refusal for message in messages if (refusal := unmet(capabilities, message, now))), None)
 
     def fields(self, options: PublishOptions, defaults: HandlerOptions | None) -> dict[str, Any]:
         """The message fields that follow from the options of the call and the defaults of its task."""
@@ -97,3 +122,12 @@ class Outlet:
         for message in messages:
             if SCHEME.encode() in message.body:
                 self.blobs.remove(message.id)
+
+
+async def _capabilities(broker: Broker) -> Capabilities:
+    return broker.capabilities
+
+
+def _unknown(refusal: UnsupportedOperation, error: BrokerUnavailable) -> UnsupportedOperation:
+    text = f"{refusal}; whether its server can do more is not known before it can be reached: {error}"
+    return UnsupportedOperation(text, refusal.capability)
