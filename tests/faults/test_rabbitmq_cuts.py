@@ -13,6 +13,7 @@ from services.base import Server
 from postroom.broker.amqp import AMQPBroker
 from postroom.broker.base import Subscription, Topic
 from postroom.errors import BrokerUnavailable
+from postroom.message import Message
 from tests.faults.proxy import proxy_to
 from tests.servers import private
 
@@ -103,6 +104,36 @@ def test_what_is_given_up_leaves_nothing_open(server: Server) -> None:
             await consumer.close()
         channels = broker._reading._connection._channels
         await _until(lambda: not channels, "the channels are closed")
+        await broker.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("rubbish", [False, True], ids=["gone", "unreadable"])
+def test_an_ordered_turn_is_passed_on_whatever_its_notes(server: Server, rubbish: bool) -> None:
+    """Their queue was deleted, or somebody has written to it: some attempts count anew, but all goes on."""
+    namespace = f"t{uuid4().hex[:8]}"
+    subscription = Subscription(name="o", pattern="o", ordered=True)
+
+    async def main() -> None:
+        broker = AMQPBroker(url(server.port, namespace))
+        await broker.connect()
+        await broker.declare([Topic(name="o", queue=True)], [subscription])
+        await broker.publish([Message(id="1", topic="o", name="n", body=b"1", key="k")])
+        consumer = await broker.consume("o")
+        assert [one.message.id for one in await consumer.receive(1, 10.0)] == ["1"]
+        channel = await broker._reading.channel()
+        if rubbish:
+            await consumer.close()
+            channel.raw.basic_publish("", f"{namespace}.o:state", b"\xff")
+            await channel.close()
+        else:
+            await channel.call("queue_delete", queue=f"{namespace}.o:state")
+            await channel.close()
+            await consumer.close()
+            await broker.declare([Topic(name="o", queue=True)], [subscription])
+        following = await broker.consume("o")
+        assert [one.message.id for one in await following.receive(1, 10.0)] == ["1"]
         await broker.close()
 
     asyncio.run(main())

@@ -14,7 +14,7 @@ from services.rabbitmq import RabbitMQServer
 
 from postroom.broker.amqp import AMQPBroker
 from postroom.broker.base import Ack, Dead, Subscription, Topic
-from postroom.errors import BrokerUnavailable, ConfigurationError
+from postroom.errors import BrokerUnavailable, ConfigurationError, MessageTooLarge
 from postroom.message import Failure, Message
 from tests.servers import started
 
@@ -34,6 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         "ssl_options.cacertfile": str(made.certificate),
         "ssl_options.certfile": str(made.certificate),
         "ssl_options.keyfile": str(made.key),
+        "max_message_size": "100000",
     }
     with started(RabbitMQServer(tmp_path_factory.mktemp("rabbitmq"), settings=settings)) as server:
         assert isinstance(server, RabbitMQServer)
@@ -69,6 +70,25 @@ def test_a_wrong_password_is_told_without_it(place: Place) -> None:
     with pytest.raises(ConfigurationError, match="refuses this user") as error:
         asyncio.run(live(f"amqps://shop:not-it@127.0.0.1:{place.port}/?cafile={place.authority}"))
     assert "not-it" not in f"{error.value} {error.value.__cause__!r}"
+
+
+def test_a_server_that_takes_less_than_usual(place: Place) -> None:
+    """It hangs up on what is larger, and says how large that may be: from then on only that message is refused."""
+
+    async def main() -> None:
+        broker = AMQPBroker(f"amqps://shop:p%40ss@localhost:{place.port}/?cafile={place.authority}&namespace=small")
+        await broker.connect()
+        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+        messages = [
+            Message(id=name, topic="q", name="n", body=b"1" * size) for name, size in (("a", 1), ("b", 200_000))
+        ]
+        with pytest.raises(BrokerUnavailable, match="larger than"):
+            await broker.publish(messages)
+        told = await broker.publish(messages)
+        assert (told[0], type(told[1])) == ("a", MessageTooLarge)
+        await broker.close()
+
+    asyncio.run(main())
 
 
 def test_a_server_nobody_vouches_for(place: Place) -> None:

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika import BasicProperties, exceptions, frame, spec
 
-from postroom.broker.amqp import ladder, wire
+from postroom.broker.amqp import ladder, ordered, wire
 from postroom.broker.amqp.address import parse
 from postroom.broker.amqp.copies import Copy
 from postroom.broker.amqp.frames import Connection, Properties, _Taker
 from postroom.broker.amqp.ladder import LEVELS, LONGEST, UNIT, way
 from postroom.broker.amqp.link import translated
+from postroom.broker.amqp.ordered import Note
 from postroom.errors import BrokerUnavailable, ConfigurationError, EncodeError, MessageTooLarge
 from postroom.message import Failure, Message
 
@@ -125,7 +126,8 @@ class TestWire:
     def test_what_the_server_counts(self, headers: dict[str, Any], deaths: int) -> None:
         properties = wire.properties_of(Copy(message=MESSAGE))
         properties.headers |= headers
-        assert wire.read(properties, b"", lambda: "q").deaths == deaths
+        assert wire.read(properties, b"", lambda: "q", is_again=True).deaths == deaths
+        assert wire.read(properties, b"", lambda: "q").deaths == 0, "another queue's count, from who has passed it on"
 
     def test_of_too_long_a_history_the_oldest_tracebacks_go_first(self) -> None:
         import random
@@ -211,16 +213,16 @@ class TestFrames:
             st.lists(st.tuples(texts.filter(lambda text: len(text.encode()) < 200), st.binary(max_size=30)), max_size=4)
         )
         stream = b"".join(_delivered(tag, key, body) for tag, (key, body) in enumerate(sent, 1))
-        got: list[tuple[int, str, bytes, str]] = []
+        got: list[tuple[int, bool, str, bytes, str]] = []
         connection = _unconnected(
-            lambda _, tag, __, key, properties, body: got.append((tag, key, body, properties.type))
+            lambda _, tag, again, __, key, properties, body: got.append((tag, again, key, body, properties.type))
         )
         at = 0
         while at < len(stream):
             size = data.draw(st.integers(1, 40))
             connection._on_data_available(stream[at : at + size])
             at += size
-        assert got == [(tag, key, body, "n") for tag, (key, body) in enumerate(sent, 1)]
+        assert got == [(tag, tag % 2 == 0, key, body, "n") for tag, (key, body) in enumerate(sent, 1)]
         assert connection.bytes_received == len(stream)
         assert connection.handled == []
 
@@ -248,7 +250,7 @@ class TestFrames:
 
 
 def _delivered(tag: int, key: str, body: bytes) -> bytes:
-    method = spec.Basic.Deliver("ctag", tag, False, "events", key)
+    method = spec.Basic.Deliver("ctag", tag, tag % 2 == 0, "events", key)
     properties = BasicProperties(type="n", headers={"a": "b", "n": 2**40, "small": 7})
     frames = [frame.Method(1, method), frame.Header(1, len(body), properties)]
     frames += [frame.Body(1, body[start : start + 10]) for start in range(0, len(body), 10)]
@@ -286,6 +288,14 @@ class TestLadder:
 
     def test_no_longer_than_it_can(self) -> None:
         assert way(parse("amqp://"), 1e9, "q.a")[1].startswith("1." * LEVELS)
+
+
+def test_notes_that_are_too_long_lose_what_is_long() -> None:
+    state = {str(n): Note(counted=2, suspect=True, packed=b"x" * 24_000) for n in range(1000)}
+    body = ordered._packed(state)
+    assert len(body) < ordered._LARGEST_STATE
+    assert ordered._notes(body, "q") == {name: Note(counted=2, suspect=True) for name in state}
+    assert ordered._notes(ordered._packed({"1": state["1"]}), "q") == {"1": state["1"]}
 
 
 def test_a_body_that_nobody_asked_for_is_left_alone() -> None:

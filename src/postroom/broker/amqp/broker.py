@@ -225,9 +225,10 @@ class AMQPBroker(Broker):
     # Publishing
 
     async def _post(self, message: Message, now: float) -> Post:
-        if len(message.body) > wire.MAX_BODY:
+        largest = self._publisher.largest or wire.MAX_BODY
+        if len(message.body) > largest:
             raise MessageTooLarge(
-                f"message {message.id} has {len(message.body):,} bytes; RabbitMQ takes {wire.MAX_BODY:,}; "
+                f"message {message.id} has {len(message.body):,} bytes; RabbitMQ takes {largest:,}; "
                 "pass a reference to the data"
             )
         topic = self._directory.known.topics.get(message.topic) or await self._directory.topic(message.topic)

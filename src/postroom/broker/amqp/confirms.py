@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ from postroom.errors import BrokerUnavailable
 CONFIRM_PATIENCE = 30.0
 """Seconds to wait for confirms; then their messages count as unknown."""
 
+_TOO_LARGE = re.compile(r"message size \d+ is larger than (?:configured )?max size (\d+)")
 _WINDOW = 1000
 """Messages written before others get their turn."""
 
@@ -62,6 +64,8 @@ class Publisher:
         self._lowest = 1
         self._waiting: dict[int, tuple[_Batch, int, Post]] = {}
         self._returned: dict[tuple[str, str, str], int] = {}
+        self.largest: int | None = None
+        """Bytes of body that the server takes, once it has refused more: it closes the channel for it."""
 
     async def send(self, posts: Sequence[Post]) -> list[Answer]:
         """Publish, and wait for the answer to each. Raises ``BrokerUnavailable`` if nothing is known of any."""
@@ -115,10 +119,12 @@ class Publisher:
         self._waiting = waiting
         self._returned = {}
         await channel.call("confirm_delivery", ack_nack_callback=self._on_confirm)
-        channel.when_closed(lambda _: self._lose(waiting))
+        channel.when_closed(lambda reason: self._lose(waiting, reason))
         return channel
 
-    def _lose(self, waiting: dict[int, tuple[_Batch, int, Post]]) -> None:
+    def _lose(self, waiting: dict[int, tuple[_Batch, int, Post]], reason: Exception) -> None:
+        if too_large := _TOO_LARGE.search(str(reason)):
+            self.largest = int(too_large[1])
         for batch, _, _ in waiting.values():
             batch.end()
         waiting.clear()

@@ -113,7 +113,9 @@ class AMQPConsumer(Consumer):
                 self._wake.clear()
                 await self._office.clock.wait(self._wake, left)
                 if not (source.is_alive or source.is_deleted or self._closed or source is not self._source):
-                    raise BrokerUnavailable(f"{self._name}: the connection was lost; the next receive opens another")
+                    raise BrokerUnavailable(
+                        f"{self._name}: the connection was lost ({source.reason}); the next receive opens another"
+                    )
         finally:
             self._receiving -= 1
             self._idle_since = self._loop.time()
@@ -165,12 +167,15 @@ class AMQPConsumer(Consumer):
 
     async def _close(self) -> None:
         try:
-            await self._release_all()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
-            await self._shelf.close()
-            if self._source is not None and self._source.is_alive:
-                await self._source.close()
+            try:
+                await self._release_all()
+            finally:
+                if self._tasks:
+                    await asyncio.wait(self._tasks)
+                await self._shelf.close()
+                # Whatever could not be stored: while its channel is open nobody else gets what it holds.
+                if self._source is not None and self._source.is_alive:
+                    await self._source.close()
         except BrokerUnavailable as error:
             logger.warning("%s: the server gives back what was held, and counts it: %s", self._name, error)
         if self._timer is not None:
@@ -220,10 +225,12 @@ class AMQPConsumer(Consumer):
         self._forget()
         self._wake.set()
 
-    def _arrived(self, _: str, tag: int, exchange: str, routing_key: str, properties: Any, body: bytes) -> None:
+    def _arrived(
+        self, _: str, tag: int, is_again: bool, exchange: str, routing_key: str, properties: Any, body: bytes
+    ) -> None:
         source = self._source
         assert source is not None
-        copy = wire.read(properties, body, lambda: self._office.topic_of(exchange, routing_key))
+        copy = wire.read(properties, body, lambda: self._office.topic_of(exchange, routing_key), is_again=is_again)
         now = self._office.clock.now()
         held = Held(copy, source, tag, self._loop.time())
         if copy.message.expires_at is not None and copy.message.expires_at <= now:

@@ -33,8 +33,9 @@ _PRIORITY, _CORRELATION, _REPLY, _EXPIRATION = 1 << 11, 1 << 10, 1 << 9, 1 << 8
 _ID, _TIMESTAMP, _TYPE = 1 << 7, 1 << 6, 1 << 5
 _UNUSUAL = _ENCODING | _PRIORITY | _CORRELATION | _REPLY | _EXPIRATION | 0x1F
 
-Arrived = Callable[[str, int, str, str, Any, bytes], object]
-"""Told of a delivery: the consumer's tag, its own, the exchange, the routing key, the properties, the body."""
+Arrived = Callable[[str, int, bool, str, str, Any, bytes], object]
+"""Told of a delivery: the consumer's tag, its own, whether it was handed over before, the exchange, the routing key,
+the properties, the body."""
 
 
 class _Channel(Channel):  # type: ignore[misc]
@@ -184,7 +185,7 @@ class _Taker:
 
     def __init__(self, arrived: Arrived) -> None:
         self._arrived = arrived
-        self._method: tuple[str, int, str, str] | None = None
+        self._method: tuple[str, int, bool, str, str] | None = None
         self._properties = b""
         self._left = 0
         self._parts: list[bytes] = []
@@ -213,11 +214,12 @@ class _Taker:
         return True
 
 
-def _deliver(buffer: bytes, at: int) -> tuple[str, int, str, str]:
+def _deliver(buffer: bytes, at: int) -> tuple[str, int, bool, str, str]:
     stop = at + 1 + buffer[at]
     consumer = buffer[at + 1 : stop].decode()
     (tag,) = _LONG.unpack_from(buffer, stop)
-    at = stop + 9  # With the flag that it is a redelivery; what we need of that is in the headers.
+    is_redelivery = buffer[stop + 8] == 1
+    at = stop + 9
     stop = at + 1 + buffer[at]
     exchange = buffer[at + 1 : stop].decode()
-    return consumer, tag, exchange, text_of(buffer[stop + 1 : stop + 1 + buffer[stop]])
+    return consumer, tag, is_redelivery, exchange, text_of(buffer[stop + 1 : stop + 1 + buffer[stop]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from hashlib import sha256
 from typing import Any
 from uuid import uuid4
@@ -21,6 +21,8 @@ from postroom.message import DeadLetter
 _OTHERS = 20.0
 """Seconds to wait while somebody else looks through the same queue."""
 _PAUSE = 0.05
+_BATCH = 50
+"""Letters moved at once: so many may be there twice if the process dies meanwhile."""
 _SILENCE = 5.0
 _MOST = 65_535
 _Place = tuple[float, str]
@@ -28,6 +30,7 @@ _Place = tuple[float, str]
 _NOWHERE: _Place = (float("-inf"), "")
 _Twins = tuple[str, bytes]
 """What two letters of one message have in common."""
+_LetGo = Callable[[Sequence[Copy]], Awaitable[list[bool]]]
 
 
 class Letters:
@@ -63,18 +66,20 @@ class Letters:
     async def redrive(self, subscription: str, ids: Sequence[str]) -> list[str]:
         queue, now = self._address.queue(subscription), self._clock.now()
 
-        async def move(copy: Copy) -> bool:
-            if copy.oversized:
-                return False
-            post = Post("", queue, wire.properties_of(copy.revived(now)), copy.message.body)
-            (answer,) = await self._publisher.send([post])
-            return answer == "stored"
+        async def move(copies: Sequence[Copy]) -> list[bool]:
+            posts = [
+                Post("", queue, wire.properties_of(copy.revived(now)), copy.message.body)
+                for copy in copies
+                if not copy.oversized
+            ]
+            answers = iter(await self._publisher.send(posts))
+            return [not copy.oversized and next(answers) == "stored" for copy in copies]
 
         return await self._take(subscription, ids, move)
 
     async def discard(self, subscription: str, ids: Sequence[str]) -> list[str]:
-        async def forget(_: Copy) -> bool:
-            return True
+        async def forget(copies: Sequence[Copy]) -> list[bool]:
+            return [True] * len(copies)
 
         return await self._take(subscription, ids, forget)
 
@@ -92,20 +97,38 @@ class Letters:
                     end = max(end, place)
         return frozenset(each for each, place in places.items() if place <= end), end
 
-    async def _take(self, subscription: str, ids: Sequence[str], let_go: Any) -> list[str]:
-        """Remove those of ``ids`` for which ``let_go(copy)`` says that they may go. Returns which."""
+    async def _take(self, subscription: str, ids: Sequence[str], let_go: _LetGo) -> list[str]:
+        """Remove those of ``ids`` for which ``let_go(copies)`` says that they may go. Returns which."""
         wanted = set(ids)
         taken: dict[str, _Twins | None] = {}
+        chosen: dict[str, tuple[int, Copy]] = {}
+        others: list[tuple[int, Copy]] = []
         async with _Look(self._link, self._publisher, self._address, subscription) as look:
+
+            async def take() -> None:
+                for (tag, copy), gone in zip(
+                    chosen.values(), await let_go([c for _, c in chosen.values()]), strict=True
+                ):
+                    if gone:
+                        look.remove(tag)
+                        taken[copy.message.id] = _twins(copy)
+                chosen.clear()
+
             async for tag, copy in look:
                 message_id = copy.message.id
-                if message_id in taken:
-                    # A second letter of one message: a crash has left it, between the two steps of a move or a retry.
-                    if (twins := _twins(copy)) is not None and twins == taken[message_id]:
-                        look.remove(tag)
-                elif message_id in wanted and await let_go(copy):
+                if message_id not in wanted:
+                    continue
+                if message_id in taken or message_id in chosen:
+                    others.append((tag, copy))
+                else:
+                    chosen[message_id] = tag, copy
+                if len(chosen) == _BATCH:
+                    await take()
+            await take()
+            for tag, copy in others:
+                # A second letter of one message: a crash has left it, between the two steps of a move or a retry.
+                if (twins := _twins(copy)) is not None and twins == taken.get(copy.message.id):
                     look.remove(tag)
-                    taken[message_id] = _twins(copy)
             await look.done()
         return [message_id for message_id in dict.fromkeys(ids) if message_id in taken]
 

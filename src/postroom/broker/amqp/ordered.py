@@ -9,6 +9,7 @@ what was handed out. Who comes next reads it, and knows of each message whether 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from postroom.broker.base import Dead, Delivery, Release, Retry
 from postroom.errors import BrokerUnavailable, SettlementError
 from postroom.message import Failure
 
+logger = logging.getLogger("postroom.broker.amqp")
+
 WINDOW = 1000
 """Messages looked at in advance: keys that wait hold up the others once they fill it."""
 
@@ -31,6 +34,8 @@ _LINGER = 0.1
 """Seconds without a ``receive`` after which another consumer has its turn."""
 _RENEWAL = 600.0
 """Seconds after which what only waits here is taken anew: the server allows half an hour (``consumer_timeout``)."""
+_LARGEST_STATE = 8 * 1024 * 1024
+"""Bytes; half of what a server takes unless told otherwise."""
 _INHERITED = 60.0
 """Seconds in which everything a predecessor held has surely come."""
 
@@ -113,7 +118,9 @@ class OrderedConsumer(AMQPConsumer):
             self._loading.cancel()
             self._loading = None
 
-    def _arrived(self, _: str, tag: int, exchange: str, routing_key: str, properties: Any, body: bytes) -> None:
+    def _arrived(
+        self, _: str, tag: int, is_again: bool, exchange: str, routing_key: str, properties: Any, body: bytes
+    ) -> None:
         assert self._source is not None
         copy = wire.read(properties, body, lambda: self._office.topic_of(exchange, routing_key))
         # How often the server has handed it over tells nothing here: all of the window goes from holder to holder.
@@ -136,7 +143,7 @@ class OrderedConsumer(AMQPConsumer):
             if source is not None:
                 await source.close()
             raise
-        self._inherited = _decode(state) if state else {}
+        self._inherited = _notes(state, self._name)
         self._is_loaded, self._loaded_at = True, self._loop.time()
         for held in self._early:
             self._admit(held)
@@ -259,7 +266,7 @@ class OrderedConsumer(AMQPConsumer):
                 # The state is the next one's by now, and an empty window would wipe out what it must know.
                 raise BrokerUnavailable(f"{self._name}: the connection was lost before the state was written")
             self._version += 1
-            await self._office.remember(self._name, self._version, msgspec.msgpack.encode(self._state()))
+            await self._office.remember(self._name, self._version, _packed(self._state()))
 
     def _state(self) -> dict[str, Note]:
         if self._loop.time() - self._loaded_at > _INHERITED:
@@ -304,6 +311,23 @@ class OrderedConsumer(AMQPConsumer):
             self._keep(held, held.copy.released())
         if self._is_loaded:
             await self._save()
+
+
+def _notes(state: bytes, name: str) -> dict[str, Note]:
+    try:
+        return _decode(state) if state else {}
+    except msgspec.DecodeError as error:
+        # Without it some attempts are counted anew; if nobody went on for it, nothing would run any more.
+        logger.error("%s: what was remembered of its failures cannot be read and is left out: %s", name, error)
+        return {}
+
+
+def _packed(state: dict[str, Note]) -> bytes:
+    body = msgspec.msgpack.encode(state)
+    if len(body) <= _LARGEST_STATE:
+        return body
+    # A thousand long tracebacks: the server would refuse them, and with them whatever is to be handed out.
+    return msgspec.msgpack.encode({name: msgspec.structs.replace(note, packed="") for name, note in state.items()})
 
 
 def _given_up(held: Held) -> Copy:

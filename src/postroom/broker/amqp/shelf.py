@@ -88,9 +88,11 @@ class Shelf:
         ack([held])
         held.source, held.tag, held.since = source, tag, asyncio.get_running_loop().time()
 
-    def _arrived(self, _: str, tag: int, exchange: str, routing_key: str, properties: Any, body: bytes) -> None:
+    def _arrived(
+        self, _: str, tag: int, is_again: bool, exchange: str, routing_key: str, properties: Any, body: bytes
+    ) -> None:
         assert self._source is not None
-        copy = wire.read(properties, body, lambda: self._office.topic_of(exchange, routing_key))
+        copy = wire.read(properties, body, lambda: self._office.topic_of(exchange, routing_key), is_again=is_again)
         future = self._moving.get(copy.message.id)
         if copy.deaths:
             # We have held it before, and lost it: now it is a message like any other.

@@ -69,6 +69,11 @@ class Subscriber:
         return self._channel.reason is None
 
     @property
+    def reason(self) -> Exception | None:
+        """Why it has ended."""
+        return self._channel.reason
+
+    @property
     def unsettled(self) -> int:
         return len(self._unsettled)
 
@@ -189,17 +194,23 @@ class Subscriber:
 
     def _from_pika(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
         self._on_message(
-            method.consumer_tag, method.delivery_tag, method.exchange, method.routing_key, properties, body
+            method.consumer_tag,
+            method.delivery_tag,
+            method.redelivered,
+            method.exchange,
+            method.routing_key,
+            properties,
+            body,
         )
 
     def _on_message(
-        self, consumer: str, tag: int, exchange: str, routing_key: str, properties: Any, body: bytes
+        self, consumer: str, tag: int, is_again: bool, exchange: str, routing_key: str, properties: Any, body: bytes
     ) -> None:
         self._unsettled[tag] = consumer
         # A server that was slow sends more than a moment after it looked quiet: then the window was closed meanwhile.
         self._used[consumer] = self._used.get(consumer, 0) + 1
         self._stirred_at = self._loop.time()
-        self._arrived(consumer, tag, exchange, routing_key, properties, body)
+        self._arrived(consumer, tag, is_again, exchange, routing_key, properties, body)
 
     def _on_cancel(self, _: Any) -> None:
         self._windows.clear()

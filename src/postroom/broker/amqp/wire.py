@@ -162,8 +162,11 @@ def can_be_shown(name: str) -> bool:
     return bool(name) and not name.startswith(("x-", "cloudEvents", "postroom")) and len(name.encode()) <= MAX_SHORT
 
 
-def read(properties: Any, body: bytes, topic: Callable[[], str]) -> Copy:
-    """What came from the server, ours or of another client. ``topic()``: where it was published."""
+def read(properties: Any, body: bytes, topic: Callable[[], str], *, is_again: bool = False) -> Copy:
+    """What came from the server, ours or of another client.
+
+    ``topic()``: where it was published. ``is_again``: it was handed over before, says the server.
+    """
     headers: dict[str, Any] = properties.headers or {}
     ours = headers.get("postroom")
     if isinstance(ours, str):
@@ -171,12 +174,12 @@ def read(properties: Any, body: bytes, topic: Callable[[], str]) -> Copy:
             envelope = _decode(ours)
         except msgspec.DecodeError:
             # Somebody else's header of that name: the message must not be lost for it.
-            return _foreign(properties, headers, body, topic())
-        return _ours(properties, headers, body, envelope)
-    return _foreign(properties, headers, body, topic())
+            return _foreign(properties, headers, body, topic(), is_again)
+        return _ours(properties, headers, body, envelope, is_again)
+    return _foreign(properties, headers, body, topic(), is_again)
 
 
-def _ours(properties: Any, headers: dict[str, Any], body: bytes, envelope: Envelope) -> Copy:
+def _ours(properties: Any, headers: dict[str, Any], body: bytes, envelope: Envelope, is_again: bool) -> Copy:
     # As a rule there is nothing but what we have put there ourselves.
     is_plain = headers.keys() <= _USUAL
     shown = {} if is_plain else _shown(headers)
@@ -205,7 +208,7 @@ def _ours(properties: Any, headers: dict[str, Any], body: bytes, envelope: Envel
         replayed=envelope.replayed,
         redriven=envelope.redriven,
         dead_at=envelope.dead_at,
-        deaths=_deaths(headers),
+        deaths=_deaths(headers, is_again),
         packed=_history(headers),
         # Another client may have passed it on, with headers of its own.
         oversized=not is_plain and _size_of(message) > MAX_HEADERS,
@@ -217,7 +220,7 @@ def _history(headers: Mapping[str, Any]) -> str | bytes:
     return packed if isinstance(packed, str | bytes) else ""
 
 
-def _foreign(properties: Any, headers: dict[str, Any], body: bytes, topic: str) -> Copy:
+def _foreign(properties: Any, headers: dict[str, Any], body: bytes, topic: str, is_again: bool) -> Copy:
     headers = {text_of(name): value for name, value in headers.items()}
     events = {
         name[12:]: _text(value) for name, value in headers.items() if name[:12] in ("cloudEvents_", "cloudEvents:")
@@ -238,7 +241,7 @@ def _foreign(properties: Any, headers: dict[str, Any], body: bytes, topic: str) 
     )
     return Copy(
         message=message,
-        deaths=_deaths(headers),
+        deaths=_deaths(headers, is_again),
         nameless=not message_id,
         oversized=_size_of(message) > MAX_HEADERS,
     )
@@ -267,7 +270,8 @@ def read_dead(properties: Any, body: bytes, topic: Callable[[], str]) -> Copy:
     reason, died_at = _death(properties.headers or {})
     told = Failure(
         attempt=copy.attempt,
-        reason="undecodable" if copy.oversized else "worker_lost",
+        # Or by the policy, or the ``expiration``, of somebody else.
+        reason="undecodable" if copy.oversized else "worker_lost" if reason == "delivery_limit" else "rejected",
         message=(
             f"its headers would have {_size_of(copy.message):,} bytes; Postroom can keep {MAX_HEADERS:,}"
             if copy.oversized
@@ -290,13 +294,14 @@ def _is_reserved(name: str) -> bool:
     return name in _OURS or name.startswith(("x-", "cloudEvents"))
 
 
-def _deaths(headers: Mapping[str, Any]) -> int:
+def _deaths(headers: Mapping[str, Any], is_again: bool) -> int:
     """How often it came back from a holder. We give back by copies only, so each time the holder died or froze.
 
     RabbitMQ 4.3 counts every return in ``x-acquired-count`` and only failures in ``x-delivery-count``; older servers
     have only the latter, and count every return there (rabbitmq.com/docs/quorum-queues, "Poison message handling").
+    What is handed over for the first time may have such headers of another queue, from whoever has passed it on.
     """
-    told = headers.get("x-acquired-count") or headers.get("x-delivery-count")
+    told = (headers.get("x-acquired-count") or headers.get("x-delivery-count")) if is_again else 0
     counted = told if isinstance(told, int) else 0
     # From a shelf it comes only if the holder who had put it there is no more.
     return counted + 1 if "x-death" in headers and SHELF in str(_last_queue(headers)) else counted
