@@ -128,10 +128,11 @@ class AMQPConsumer(Consumer):
         if self._closed:
             raise consumer_closed(self._name)
         answers: list[SettlementError | None] = []
+        now = self._loop.time()
         chosen: dict[int, tuple[Held, Outcome]] = {}
         for index, (delivery, outcome) in enumerate(settlements):
             held: Held = delivery.receipt
-            answers.append(self._refusal(held, delivery))
+            answers.append(self._refusal(held, delivery, now))
             if answers[index] is None:
                 # Until it is done, the same delivery later in the batch is a second settlement.
                 held.is_settling = True
@@ -288,10 +289,10 @@ class AMQPConsumer(Consumer):
 
     # Settling
 
-    def _refusal(self, held: Held, delivery: Delivery) -> SettlementError | None:
+    def _refusal(self, held: Held, delivery: Delivery, now: float) -> SettlementError | None:
         if held.is_settled or held.is_settling:
             return settled_before(delivery.message.id)
-        if held not in self._leased or not held.source.is_alive or held.until <= self._loop.time():
+        if held not in self._leased or not held.source.is_alive or held.until <= now:
             return lease_over(delivery.message.id)
         return None
 

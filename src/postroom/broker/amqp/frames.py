@@ -151,12 +151,20 @@ def text_of(data: bytes | str) -> str:
     return data if isinstance(data, str) else data.decode(errors="backslashreplace")
 
 
+_NAMES = {
+    name.encode(): name
+    for name in ("postroom", *(f"cloudEvents_{attribute}" for attribute in ("specversion", "id", "source", "type")))
+}
+"""Of the headers that nearly every message has: a look is cheaper than a decoding."""
+
+
 def _table(data: bytes, at: int, end: int) -> dict[str, Any] | None:
     """Texts and whole numbers; ``None`` if there is another kind of value."""
     table: dict[str, Any] = {}
     while at < end:
         stop = at + 1 + data[at]
-        name = text_of(data[at + 1 : stop])
+        raw = data[at + 1 : stop]
+        name = _NAMES.get(raw) or text_of(raw)
         kind = data[stop]
         at = stop + 1
         if kind == 0x53:  # S: a text
