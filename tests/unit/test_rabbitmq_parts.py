@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pika import BasicProperties, exceptions, frame, spec
+from services.base import free_port
 
-from postroom.broker.amqp import ladder, ordered, wire
+from postroom.broker.amqp import AMQPBroker, ladder, ordered, wire
 from postroom.broker.amqp.address import parse
 from postroom.broker.amqp.copies import Copy
 from postroom.broker.amqp.frames import Connection, Properties, _Taker
@@ -296,6 +298,11 @@ def test_notes_that_are_too_long_lose_what_is_long() -> None:
     assert len(body) < ordered._LARGEST_STATE
     assert ordered._notes(body, "q") == {name: Note(counted=2, suspect=True) for name in state}
     assert ordered._notes(ordered._packed({"1": state["1"]}), "q") == {"1": state["1"]}
+
+
+def test_nobody_listens() -> None:
+    with pytest.raises(BrokerUnavailable, match="refused"):
+        asyncio.run(AMQPBroker(f"amqp://127.0.0.1:{free_port()}").connect())
 
 
 def test_a_body_that_nobody_asked_for_is_left_alone() -> None:

@@ -295,11 +295,13 @@ def _translated(error: BaseException, where: str) -> BrokerError | Configuration
         return ConfigurationError(f"{where} refuses this user and password")
     if isinstance(error, exceptions.ProbableAccessDeniedError) and _is_final(str(error)):
         return ConfigurationError(f"{where}: no such virtual host, or not for this user")
+    if isinstance(error, exceptions.AMQPConnectionError) and error.args and isinstance(error.args[0], Exception):
+        return _translated(error.args[0], where)
     if isinstance(error, exceptions.ChannelClosedByBroker):
         return Refused(error.reply_code, error.reply_text)
     if isinstance(error, exceptions.ChannelClosedByClient | exceptions.ConnectionClosedByClient):
         return BrokerClosed("the broker was closed; make a new one")
-    return BrokerUnavailable(f"{where} cannot be reached: {error or type(error).__name__!s}")
+    return BrokerUnavailable(f"{where} cannot be reached: {str(error) or type(error).__name__}")
 
 
 def _is_final(refusal: str) -> bool:
