@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator, Sequence
 from uuid import uuid4
 
+import pika
 import pytest
 from services.base import Server
 
 from postroom.broker.amqp import AMQPBroker
+from postroom.broker.amqp.link import Channel
 from postroom.broker.base import Subscription, Topic
 from postroom.errors import BrokerUnavailable
 from postroom.message import Message
@@ -76,6 +78,51 @@ def test_who_has_lost_the_lock_declares_nothing(server: Server) -> None:
         await other.close()
 
     asyncio.run(main())
+
+
+def test_who_was_shown_an_old_version_declares_nothing(server: Server) -> None:
+    """A death has left two, and another was just looking at the newer one."""
+    namespace = f"t{uuid4().hex[:8]}"
+
+    async def main() -> None:
+        broker, other = AMQPBroker(url(server.port, namespace)), AMQPBroker(url(server.port, namespace))
+        await broker.connect()
+        await other.connect()
+        await declare(broker, "old")
+        channel = await other._reading.channel()
+        found = await channel.get(f"{namespace}:topology")
+        assert found is not None
+        newer = pika.BasicProperties(headers={"version": 2}, delivery_mode=2)
+        channel.raw.basic_publish("", f"{namespace}:topology", found[2].replace(b'"old"', b'"newer"'), newer)
+        await channel.close()
+        reading = await other._reading.channel()
+        await _hold(reading, f"{namespace}:topology", b"newer")
+        build = broker._directory.build
+
+        async def late(*arguments: Sequence[object]) -> None:
+            await reading.close()
+            await build(*arguments)  # type: ignore[arg-type]
+
+        broker._directory.build = late  # type: ignore[assignment, method-assign]
+        with pytest.raises(BrokerUnavailable, match="changed since"):
+            await declare(broker, "third")
+        broker._directory.build = build  # type: ignore[method-assign]
+        await declare(broker, "third")
+        assert set((await other._directory.refresh()).subscriptions) == {"newer", "third"}
+        await broker.close()
+        await other.close()
+
+    asyncio.run(main())
+
+
+async def _hold(channel: Channel, queue: str, text: bytes) -> None:
+    """Hold the message with ``text``; all others go back."""
+    others = []
+    while (found := await channel.get(queue)) is not None and text not in found[2]:
+        others.append(found[0].delivery_tag)
+    assert found is not None
+    for tag in others:
+        channel.raw.basic_nack(tag)
 
 
 def test_what_is_given_up_leaves_nothing_open(server: Server) -> None:

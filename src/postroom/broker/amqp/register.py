@@ -33,12 +33,7 @@ class Register:
         """
         channel = await self._link.channel()
         try:
-            found = await self._newest(channel)
-            for _ in range(int(patience / _PAUSE)):
-                if found is not None:
-                    break
-                await asyncio.sleep(_PAUSE)
-                found = await self._newest(channel)
+            return await self._patiently(channel, patience)
         except Refused as error:
             if error.code == NOT_FOUND:
                 return b""
@@ -46,7 +41,6 @@ class Register:
         finally:
             # What was taken to be read goes back with the channel.
             await channel.close()
-        return found
 
     async def look(self) -> bytes:
         """``read`` for the only one who reads it: an empty queue is empty."""
@@ -63,12 +57,16 @@ class Register:
         properties = BasicProperties(delivery_mode=_PERSISTENT, headers={"version": version})
         await self._store(properties, body)
 
-    async def replace(self, channel: Channel, body: bytes) -> None:
+    async def replace(self, channel: Channel, before: bytes, body: bytes, patience: float) -> None:
         """Write ``body`` to the queue, which is there. A death on the way leaves both, and the newer is read.
 
-        Raises ``BrokerUnavailable`` if ``channel`` is lost: what it holds for the caller is then another's.
+        Raises ``BrokerUnavailable`` if ``channel`` is lost, as what it holds for the caller is then another's, and if
+        what is there is not ``before``: whoever read that was shown an old version, or nothing, while another was
+        looking at the newer one.
         """
-        await self._newest(channel)
+        found = await self._patiently(channel, patience if before else 0.0)
+        if (found or b"") != before:
+            raise BrokerUnavailable(f"{self._queue!r} has changed since it was read; the same call may be repeated")
         properties = BasicProperties(
             content_type="application/json",
             delivery_mode=_PERSISTENT,
@@ -82,6 +80,16 @@ class Register:
         (answer,) = await self._publisher.send([Post("", self._queue, properties, body)])
         if answer != "stored":
             raise BrokerUnavailable(f"{self._queue!r} was not written: {answer}")
+
+    async def _patiently(self, channel: Channel, patience: float) -> bytes | None:
+        """The newest, as soon as nobody else has it."""
+        found = await self._newest(channel)
+        for _ in range(int(patience / _PAUSE)):
+            if found is not None:
+                break
+            await asyncio.sleep(_PAUSE)
+            found = await self._newest(channel)
+        return found
 
     async def _newest(self, channel: Channel) -> bytes | None:
         """Take all there are; the newest of them."""

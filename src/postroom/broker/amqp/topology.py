@@ -120,13 +120,15 @@ class Directory:
             lock = await self._lock()
             try:
                 # Whoever reads is thrown out by the server if he is frozen. After that nobody does: it is empty.
-                before = self._read(await self._register.read(_ELSEWHERE + _FROZEN * self._address.heartbeat) or b"")
+                patience = _ELSEWHERE + _FROZEN * self._address.heartbeat
+                text = await self._register.read(patience) or b""
+                before = self._read(text)
                 state = State(dict(before.topics), dict(before.subscriptions))
                 yield state
                 if state != before:
                     await self._declare_kept(self._address.internal("topology"))
                     # By the channel of the lock: if that is gone, another may have declared something meanwhile.
-                    await self._register.replace(lock, msgspec.json.encode(state, enc_hook=dict))
+                    await self._register.replace(lock, text, msgspec.json.encode(state, enc_hook=dict), patience)
                 self.known = state
             except Refused as error:
                 raise _refusal(error, self._address) from error
