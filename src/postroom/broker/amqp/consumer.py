@@ -113,9 +113,8 @@ class AMQPConsumer(Consumer):
                 self._wake.clear()
                 await self._office.clock.wait(self._wake, left)
                 if not (source.is_alive or source.is_deleted or self._closed or source is not self._source):
-                    raise BrokerUnavailable(
-                        f"{self._name}: the connection was lost ({source.reason}); the next receive opens another"
-                    )
+                    reason = source.reason
+                    raise BrokerUnavailable(f"{self._name}: the connection was lost ({reason}); receive again")
         finally:
             self._receiving -= 1
             self._idle_since = self._loop.time()

@@ -49,7 +49,7 @@ async def read(link: Link, publisher: Publisher, stream: str, topic: str, since:
             if found is None:
                 raise BrokerUnavailable(f"the connection was lost while reading {stream!r}")
             method, properties, body = found
-            channel.raw.basic_ack(method.delivery_tag)
+            channel.ack(method.delivery_tag)
             if wire.is_mark(properties, body):
                 if properties.message_id == mark:
                     return

@@ -146,6 +146,8 @@ class _Look:
         self._queue = address.dead(subscription)
         self._topic = subscription
         self._mark = uuid4().hex
+        self._marks: list[int] = []
+        """Tags of this one and of those that a death has left."""
         self._at_end = False
         self._arrived: asyncio.Queue[tuple[Any, Any, bytes] | None] = asyncio.Queue()
 
@@ -170,6 +172,8 @@ class _Look:
                 # Not to leave the mark behind.
                 async for _ in self:
                     pass
+                for tag in self._marks:
+                    self.remove(tag)
         finally:
             # Everything unsettled goes back with the channel.
             await self._channel.close()
@@ -191,12 +195,13 @@ class _Look:
             method, properties, body = found
             if not wire.is_mark(properties, body):
                 return method.delivery_tag, wire.read_dead(properties, body, lambda: self._topic)
-            self.remove(method.delivery_tag)
+            self._marks.append(method.delivery_tag)
             self._at_end = properties.message_id == self._mark
         raise StopAsyncIteration
 
     def remove(self, tag: int) -> None:
-        self._channel.raw.basic_ack(tag)
+        """Raises ``BrokerUnavailable``."""
+        self._channel.ack(tag)
 
     async def done(self) -> None:
         """Return once the server has removed what was to be removed."""

@@ -214,6 +214,11 @@ class Channel:
         found: tuple[Any, Any, bytes] | None = await answered(self._getting)
         return found
 
+    def ack(self, tag: int, *, multiple: bool = False) -> None:
+        """Settle; effective once a later call is answered. Raises ``BrokerUnavailable``."""
+        self._check()
+        self.raw.basic_ack(tag, multiple)
+
     def take(self, arrived: Arrived) -> None:
         """Let all deliveries on this channel go to ``arrived``."""
         self.raw.connection.take(self.raw.channel_number, arrived)

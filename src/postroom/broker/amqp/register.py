@@ -73,7 +73,7 @@ class Register:
             headers={"version": self.version + 1},
         )
         await self._store(properties, body)
-        channel.raw.basic_ack(0, multiple=True)
+        channel.ack(0, multiple=True)
         await channel.call("flow", active=True)
 
     async def _store(self, properties: Any, body: bytes) -> None:
