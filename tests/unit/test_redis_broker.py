@@ -186,6 +186,36 @@ def test_a_lifeline_that_the_server_does_not_know_is_made_anew(url: str, server:
     asyncio.run(main())
 
 
+def test_settles_that_come_together_go_together(url: str, server: Server) -> None:
+    """In a call or two; and closed while they wait for each other, none of them is forgotten."""
+
+    async def main() -> None:
+        broker = RedisBroker(url)
+        await broker.connect()
+        await broker.declare(*QUEUE)
+        await broker.publish(messages("q", 51))
+        consumer = await broker.consume("q")
+        first, *others = await consumer.receive(51, 1.0)
+        with Redis.from_url(server.url) as client:
+            before = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+            settling = [asyncio.create_task(consumer.settle([(first, Ack())]))]
+            # It is on its way when the others come.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            settling += [asyncio.create_task(consumer.settle([(delivery, Ack())])) for delivery in others]
+            await asyncio.sleep(0)
+            await broker.close()
+            assert [await task for task in settling] == [[None]] * 51
+            # The two, the last of the consumer that closes, and perhaps a sign of life or two.
+            assert client.info("commandstats")["cmdstat_evalsha"]["calls"] <= before + 5
+        broker = RedisBroker(url)
+        await broker.connect()
+        assert {record.state.value for record in await broker.jobs.search()} == {"succeeded"}
+        await broker.close()
+
+    asyncio.run(main())
+
+
 def test_one_token_wakes_one_of_many(url: str) -> None:
     """What is published to many that wait goes to as many as there is for, at once, and the others wait on."""
 

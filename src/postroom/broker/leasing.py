@@ -6,6 +6,7 @@ import asyncio
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from postroom.broker.base import Consumer, Delivery, Outcome, Release
@@ -20,6 +21,8 @@ LOOK_AGAIN = 1.0
 
 Claimed = tuple[list[Delivery], float]
 """Deliveries; or none, and for how many seconds it is no use to look again, unless a hint comes."""
+
+Settlements = Sequence[tuple[Delivery, Outcome]]
 
 
 class Receipt:
@@ -47,6 +50,8 @@ class LeasingConsumer(Consumer):
         self._held: set[Delivery] = set()
         self._suspect: Delivery | None = None
         self._abandoned: set[asyncio.Future[None]] = set()
+        self._waiting: list[tuple[Settlements, asyncio.Future[list[bool]]]] = []
+        self._performing: asyncio.Future[None] | None = None
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
 
@@ -55,7 +60,7 @@ class LeasingConsumer(Consumer):
         """Lease at most so many messages, and ``_take`` each."""
 
     @abstractmethod
-    async def _perform(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> list[bool]:
+    async def _perform(self, settlements: Settlements) -> list[bool]:
         """Whether each was still held. After an error all may be asked again: the server knows whose settle it was."""
 
     @abstractmethod
@@ -82,7 +87,7 @@ class LeasingConsumer(Consumer):
             until = asked_at + min(max(0.0, pause), LOOK_AGAIN)
             await self._rest((until if deadline is None else min(until, deadline)) - clock.now())
 
-    async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> list[SettlementError | None]:
+    async def settle(self, settlements: Settlements) -> list[SettlementError | None]:
         self._check_open()
         answers: list[SettlementError | None] = []
         todo: dict[int, tuple[Delivery, Outcome]] = {}
@@ -92,7 +97,7 @@ class LeasingConsumer(Consumer):
                 delivery.receipt.state = "settling"
                 todo[at] = (delivery, outcome)
         try:
-            settled = await self._perform(list(todo.values()))
+            settled = await self._perform_together(list(todo.values()))
         except BaseException:
             # It may have happened: asked again, the server says so.
             for delivery, _ in todo.values():
@@ -122,6 +127,8 @@ class LeasingConsumer(Consumer):
         self._wake.set()
         if self._abandoned:
             await asyncio.wait(self._abandoned)
+        if self._performing is not None:
+            await asyncio.wait([self._performing])
         await self._release([delivery for delivery in self._held if delivery.receipt.state == "held"])
 
     async def _rest(self, seconds: float) -> None:
@@ -142,6 +149,31 @@ class LeasingConsumer(Consumer):
             self._suspect = None
             # Now it may take the next.
             self.wake()
+
+    async def _perform_together(self, settlements: Settlements) -> list[bool]:
+        """What comes while others are being performed goes in one call, the next: many small ones cost far more."""
+        if not settlements:
+            return []
+        answer: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((settlements, answer))
+        if self._performing is None or self._performing.done():
+            self._performing = asyncio.ensure_future(self._perform_waiting())
+        return await answer
+
+    async def _perform_waiting(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                told = iter(await self._perform([pair for settlements, _ in batch for pair in settlements]))
+            except Exception as error:
+                for _, answer in batch:
+                    if not answer.done():
+                        answer.set_exception(error)
+                continue
+            for settlements, answer in batch:
+                done = list(islice(told, len(settlements)))
+                if not answer.done():
+                    answer.set_result(done)
 
     async def _claim_or_give_back(self, limit: int) -> Claimed:
         claiming = asyncio.ensure_future(self._claim(limit))

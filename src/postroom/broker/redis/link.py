@@ -10,7 +10,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster, SSLConnection
+from hiredis import pack_command
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, RedisCluster, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -65,6 +66,22 @@ def script(package: str, name: str) -> Script:
     flags = "" if name in _NEEDS_ROOM else " flags=allow-oom"
     source = f"#!lua{flags}\n{common}{own}"
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+class _Packed:
+    """Commands are packed in C: the client's own packing, in Python, would cost more than all else that we do here."""
+
+    def pack_command(self, *arguments: Any) -> list[bytes]:
+        # A name of two words, as CONFIG GET, is two arguments.
+        return [pack_command((*arguments[0].split(), *arguments[1:]))]
+
+
+class _Plain(_Packed, Connection):
+    pass
+
+
+class _Secure(_Packed, SSLConnection):
+    pass
 
 
 async def end(task: asyncio.Task[None]) -> None:
@@ -138,8 +155,7 @@ class Link:
         options = self.options() | {"retry": Retry(NoBackoff(), 0)}
         if self.address.cluster:
             return RedisCluster(**options | {"max_connections": connections})
-        if options.pop("ssl", False):
-            options["connection_class"] = SSLConnection
+        options["connection_class"] = _Secure if options.pop("ssl", False) else _Plain
         return Redis.from_pool(BlockingConnectionPool(max_connections=connections, timeout=TIMEOUT, **options))
 
     async def node_options(self) -> dict[str, Any]:
