@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -275,3 +277,18 @@ def test_amazons_own_redrive_begins_at_the_first_attempt(
             wait_until(lambda: len(attempts) == 5, "the last attempt", timeout=20)
             job.result(timeout=20)
     assert attempts == [1, 2, 1, 2, 1]
+
+
+def test_a_script_that_just_ends_leaves_in_silence(url: str, tmp_path: Path) -> None:
+    """Nobody closes an app at the end of a script, and the client's library tells of each connection that is open."""
+    (tmp_path / "shop.py").write_text(
+        "from postroom import App\n"
+        f"app = App({url!r}, store='sqlite:///jobs.db')\n"
+        "@app.task(queue='mail')\n"
+        "def greet(name: str) -> None: ...\n"
+        "if __name__ == '__main__':\n"
+        "    greet.enqueue('Ada')\n"
+    )
+    command = [sys.executable, "shop.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import wait
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
@@ -58,6 +61,8 @@ _SKEWED = ("Signature expired", "Signature not yet current")
 """This clock is wrong, as after a pause of the machine, until it is set."""
 _MOST_CONNECTIONS = 10_000
 """No limit: what is under way at once is bounded by lanes and polls, and nothing shall wait behind a poll."""
+_FAREWELL = 2.0
+"""Seconds that the end of a process waits for what is still under way."""
 _CONNECT, _READ = 5.0, 10.0
 """Seconds until a connection, or an answer, is not waited for any longer."""
 
@@ -103,10 +108,19 @@ class Service:
     async def open(self) -> None:
         """Raises ``BrokerUnavailable`` or ``ConfigurationError``."""
         await self.call("sqs", "list_queues", QueueNamePrefix=self.address.prefix, MaxResults=1)
+        self._loop, self._process = asyncio.get_running_loop(), os.getpid()
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        """The process ends, and nobody has closed this: the client's library would complain of every connection."""
+        if os.getpid() == self._process and self._loop.is_running():
+            closing = asyncio.run_coroutine_threadsafe(self.close(), self._loop)
+            wait([closing], timeout=_FAREWELL)
 
     async def close(self) -> None:
         """What is under way is finished; what waits is refused."""
         self._closed = True
+        atexit.unregister(self._leave)
         for batcher in list(self._batchers.values()):
             await batcher.close()
         await self._stack.aclose()
