@@ -63,6 +63,24 @@ def test_who_may_not_listen_is_told_before_it_works(server: Server, rights: str)
         asyncio.run(live(server.url.replace("redis://", "redis://deaf:pass@")))
 
 
+@pytest.mark.parametrize(
+    ("scheme", "options", "words"),
+    [
+        ("redis", "cluster=yes", "is in no cluster: remove cluster=yes"),
+        ("rediss", "cafile=/nosuch/ca.pem", "cannot read /nosuch/ca.pem"),
+    ],
+)
+def test_options_that_do_not_fit_the_server(server: Server, scheme: str, options: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        asyncio.run(live(f"{server.url.replace('redis', scheme, 1)}?{options}"))
+
+
+def test_tls_where_there_is_none(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("postroom.broker.redis.link.TIMEOUT", 0.5)
+    with pytest.raises(BrokerUnavailable, match="may not speak TLS"):
+        asyncio.run(live(server.url.replace("redis", "rediss", 1)))
+
+
 @pytest.mark.parametrize("user", ["nobody:secret@", ":secret@", "shy:secret@"])
 def test_who_is_kept_out_is_told_without_the_password(server: Server, user: str) -> None:
     with Redis.from_url(server.url) as client:

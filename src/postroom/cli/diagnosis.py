@@ -53,12 +53,15 @@ def public(url: str) -> str:
 def promises(capabilities: Capabilities) -> Iterator[Finding]:
     """Where the broker promises less than the others do."""
     title = "durability"
-    survives = {"fsync": "a power cut", "replicated": "the loss of a machine"}.get(capabilities.durability)
+    survives = {
+        "process": "the death of every process; the settings of the server decide of a power cut",
+        "fsync": "a power cut",
+        "replicated": "the loss of a machine",
+    }.get(capabilities.durability)
     if survives is not None:
         yield Finding(level="ok", title=title, detail=f"what is confirmed survives {survives}")
     else:
-        lost = "the end of this process" if capabilities.durability == "none" else "a power cut"
-        detail = f"what is confirmed may be lost by {lost} (durability: {capabilities.durability})"
+        detail = f"what is confirmed is lost with the end of this process (durability: {capabilities.durability})"
         remedy = "for jobs that must not be lost choose a broker with durability fsync or replicated"
         yield Finding(level="warning", title=title, detail=detail, remedy=remedy)
     if not capabilities.jobs:

@@ -13,6 +13,9 @@ import msgspec
 from postroom.errors import ConfigurationError
 
 _OPTIONS = ("namespace", "cluster", "cafile", "certfile", "keyfile")
+_FILES = {"cafile": "ssl_ca_certs", "certfile": "ssl_certfile", "keyfile": "ssl_keyfile"}
+FILES = frozenset(_FILES.values())
+"""Arguments of the client that name files."""
 _NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -94,10 +97,9 @@ def _flag(name: str, text: str, shown: str) -> bool:
 
 
 def _tls(wanted: bool, options: Mapping[str, str], shown: str) -> Mapping[str, Any]:
-    given = {name: options[name] for name in ("cafile", "certfile", "keyfile") if name in options}
+    given = {name: options[name] for name in _FILES if name in options}
     if given and not wanted:
         raise ConfigurationError(f"{shown}: {', '.join(given)}: only with rediss://, which uses TLS")
     if not wanted:
         return {}
-    names = {"cafile": "ssl_ca_certs", "certfile": "ssl_certfile", "keyfile": "ssl_keyfile"}
-    return {"ssl": True} | {names[name]: value for name, value in given.items()}
+    return {"ssl": True} | {_FILES[name]: value for name, value in given.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -25,12 +26,13 @@ from redis.exceptions import (
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisClusterException,
     RedisError,
     ResponseError,
     TimeoutError,
 )
 
-from postroom.broker.redis.address import Address
+from postroom.broker.redis.address import FILES, Address
 from postroom.clock import Clock
 from postroom.errors import BrokerClosed, BrokerError, BrokerUnavailable, ConfigurationError
 
@@ -134,6 +136,9 @@ class Link:
         """Raises ``BrokerUnavailable`` or ``ConfigurationError``."""
         if self._client is not None:
             return
+        for option in FILES & self.address.tls.keys():
+            if not os.access(self.address.tls[option], os.R_OK):
+                raise ConfigurationError(f"{self.address.shown}: cannot read {self.address.tls[option]}")
         client = self.new_client(_CONNECTIONS)
         try:
             with self.translated():
@@ -216,10 +221,13 @@ class Link:
         except OutOfMemoryError as error:
             raise BrokerUnavailable(f"{where} is full (maxmemory) and takes no messages; {error}") from error
         except (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, ClusterDownError, OSError) as error:
-            raise BrokerUnavailable(f"{where} cannot be reached or cannot write now: {_text(error)}") from error
+            hint = "; it may not speak TLS there" if self.address.tls and isinstance(error, TimeoutError) else ""
+            raise BrokerUnavailable(f"{where} cannot be reached or cannot write now: {_text(error)}{hint}") from error
         except ResponseError as error:
             raise _translated(error, where) from error
-        except (ClusterError, RedisError) as error:
+        except (ClusterError, RedisClusterException, RedisError) as error:
+            if "Cluster mode is not enabled" in str(error):
+                raise ConfigurationError(f"{where} is in no cluster: remove cluster=yes from the URL") from error
             raise BrokerUnavailable(f"{where}: {_text(error)}") from error
 
 
