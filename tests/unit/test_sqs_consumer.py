@@ -399,6 +399,7 @@ def test_a_subscription_without_its_dead_letters_gets_them_back(play: Play) -> N
         await queue(broker, "q")
         service, topology = other._opened()
         await service.call("sqs", "delete_queue", QueueUrl=(await topology.find("q")).dead_url)
+        assert await counts(broker) == {}
         await queue(broker, "q")
         await broker.publish([message("q")])
         consumer = await broker.consume("q")

@@ -15,7 +15,9 @@ from services.sqs import CREDENTIALS, SQSServer
 
 from postroom.broker.base import Subscription, Topic
 from postroom.broker.sqs import SQSBroker
+from postroom.broker.sqs.service import Service
 from postroom.doctor import Finding
+from postroom.errors import ConfigurationError
 from tests.servers import private
 
 
@@ -131,3 +133,20 @@ def test_a_planted_misconfiguration_is_found(server: SQSServer, name: str) -> No
     found = [item for item in findings(server, plant) if words in item.detail]
     assert [item.level for item in found] == [level]
     assert found[0].remedy
+
+
+def test_what_must_not_be_looked_at_hides_nothing_else(server: SQSServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Service.call
+
+    async def deny(self: Service, service: str, operation: str, **parameters: Any) -> dict[str, Any]:
+        if operation == "get_subscription_attributes":
+            raise ConfigurationError("AccessDenied")
+        return await call(self, service, operation, **parameters)
+
+    async def after_declaring(_: Account) -> None:
+        monkeypatch.setattr(Service, "call", deny)
+
+    found = {item.title: item for item in findings(server, after_declaring)}
+    assert found["subscription audit"].level == "warning"
+    assert "sns:GetSubscriptionAttributes" in found["subscription audit"].remedy
+    assert {"queue audit", "queue mail", "retention"} <= found.keys()

@@ -148,7 +148,8 @@ class SQSBroker(Broker):
     async def stats(self) -> list[SubscriptionStats]:
         _, topology = self._opened()
         found = await topology.all()
-        return list(await asyncio.gather(*(self._stats(topology, found[name]) for name in sorted(found))))
+        told = await asyncio.gather(*(self._stats(topology, found[name]) for name in sorted(found)))
+        return [stats for stats in told if stats is not None]
 
     async def dead_letters(
         self, subscription: str, *, ids: Sequence[str] | None = None, after: str | None = None, limit: int = 100
@@ -215,11 +216,12 @@ class SQSBroker(Broker):
                 made.append((target, entry(copy, fifo=fifo, delay=delay)))
         return made
 
-    async def _stats(self, topology: Topology, kept: Kept) -> SubscriptionStats:
-        own, dead = await asyncio.gather(
-            topology.attributes(kept.url, *_COUNTS), topology.attributes(kept.dead_url, *_COUNTS)
-        )
-        ready, delayed, running = (int(own[name]) for name in _COUNTS)
+    async def _stats(self, topology: Topology, kept: Kept) -> SubscriptionStats | None:
+        """``None`` if somebody has just removed it."""
+        own, dead = await asyncio.gather(_counts(topology, kept.url), _counts(topology, kept.dead_url))
+        if own is None:
+            return None
+        ready, delayed, running = own
         return SubscriptionStats(
             name=kept.name,
             pattern=kept.declared.pattern,
@@ -227,10 +229,18 @@ class SQSBroker(Broker):
             ready=ready,
             delayed=delayed,
             running=running,
-            dead=sum(int(dead[name]) for name in _COUNTS),
+            dead=sum(dead or ()),
             # Only CloudWatch knows (ApproximateAgeOfOldestMessage).
             oldest=None,
         )
+
+
+async def _counts(topology: Topology, url: str) -> list[int] | None:
+    try:
+        told = await topology.attributes(url, *_COUNTS)
+    except Missing:
+        return None
+    return [int(told[name]) for name in _COUNTS]
 
 
 async def _send(service: Service, target: _Target, entries: Sequence[dict[str, Any]]) -> Answers:

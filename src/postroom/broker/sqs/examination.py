@@ -131,13 +131,23 @@ async def _topics(service: Service, topology: Topology, found: Mapping[str, Kept
     findings: list[Finding] = []
     for kept in events:
         title = f"subscription {kept.name}"
-        own = await topology.attributes(kept.url, "QueueArn", "Policy")
-        told = [] if _lets_in(own.get("Policy")) else [_closed(title, kept)]
-        for topic, hanging in topics.items():
-            if matches(kept.declared.pattern, topic):
-                told += await _link(service, title, kept, topic, hanging.get(own["QueueArn"]))
+        try:
+            told = await _links(service, topology, title, kept, topics)
+        except PostroomError as error:
+            told = [_unseen(title, error, "sqs:GetQueueAttributes and sns:GetSubscriptionAttributes")]
         findings += told or [Finding(level="ok", title=title, detail="SNS delivers to it what it asks for")]
     return findings
+
+
+async def _links(
+    service: Service, topology: Topology, title: str, kept: Kept, topics: Mapping[str, Mapping[str, str]]
+) -> list[Finding]:
+    own = await topology.attributes(kept.url, "QueueArn", "Policy")
+    told = [] if _lets_in(own.get("Policy")) else [_closed(title, kept)]
+    for topic, hanging in topics.items():
+        if matches(kept.declared.pattern, topic):
+            told += await _link(service, title, kept, topic, hanging.get(own["QueueArn"]))
+    return told
 
 
 async def _link(service: Service, title: str, kept: Kept, topic: str, arn: str | None) -> list[Finding]:

@@ -135,7 +135,7 @@ class Topology:
             arn = await self.queue_arn(kept.url)
             for topic in await self.topics():
                 if matches(kept.declared.pattern, topic) and (hanging := (await self.hanging(topic)).get(arn)):
-                    await self._service.call("sns", "unsubscribe", SubscriptionArn=hanging)
+                    await self._unhang(hanging)
         # The queue itself last: as long as it is there the rest can be found again.
         for url in (kept.dead_url, kept.url):
             try:
@@ -228,7 +228,7 @@ class Topology:
                 elif fits and kept.name in changed:
                     await self._filter(hanging[arn], kept.declared)
                 elif not fits and arn in hanging:
-                    await self._service.call("sns", "unsubscribe", SubscriptionArn=hanging[arn])
+                    await self._unhang(hanging[arn])
 
         await _each(sorted(affected), hang)
 
@@ -244,6 +244,12 @@ class Topology:
         await self._service.call(
             "sns", "subscribe", TopicArn=arn, Protocol="sqs", Endpoint=queue_arn, Attributes=attributes
         )
+
+    async def _unhang(self, subscription_arn: str) -> None:
+        try:
+            await self._service.call("sns", "unsubscribe", SubscriptionArn=subscription_arn)
+        except Missing:
+            return  # Somebody was quicker.
 
     async def _filter(self, subscription_arn: str, wanted: Subscription) -> None:
         known = await self._service.call("sns", "get_subscription_attributes", SubscriptionArn=subscription_arn)
