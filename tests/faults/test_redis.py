@@ -11,7 +11,7 @@ import pytest
 from services.base import Server
 from services.redis import RedisServer
 
-from postroom.broker.base import Ack, Retry
+from postroom.broker.base import Ack, Release, Retry, Subscription, Topic
 from postroom.broker.redis import RedisBroker
 from postroom.errors import BrokerUnavailable
 from postroom.message import Failure
@@ -70,6 +70,38 @@ def test_a_frozen_worker_is_fenced(faults: Stage, tasks: ModuleType) -> None:
     """I8, C5: its lease ends, its message runs elsewhere; thawed, it settles nothing."""
     faults.environment["FAULTS_LEASE"] = "4"
     freeze_a_worker(faults, tasks, pause=1.5)
+
+
+def test_a_lost_answer_to_a_claim(server: Server) -> None:
+    """C4: what nobody has heard of is given back by the next claim, not when its lease ends."""
+
+    async def main() -> None:
+        with proxy_to(server.port) as proxy:
+            broker = RedisBroker(f"redis://127.0.0.1:{proxy.port}")
+            await broker.connect()
+            await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+            consumer = await broker.consume("q", lease=600.0)
+            assert await consumer.receive(1, 0.0) == []
+            sent = [message() for _ in range(3)]
+            await broker.publish(sent)
+            for _ in range(10):
+                # A sign of life may lose its answer instead.
+                proxy.lose_replies = 1
+                try:
+                    got = await consumer.receive(2, 0.0)
+                except BrokerUnavailable:
+                    break
+                await consumer.settle([(delivery, Release()) for delivery in got])
+            else:
+                pytest.fail("no claim lost its answer")
+            (stats,) = await broker.stats()
+            assert stats.running == 2, "it took nothing: nothing was tested"
+            got = await consumer.receive(3, 5.0)
+            assert [delivery.message.id for delivery in got] == [item.id for item in sent]
+            assert [delivery.attempt for delivery in got] == [1] * 3
+            await broker.close()
+
+    asyncio.run(main())
 
 
 @pytest.mark.timed

@@ -13,7 +13,9 @@ from services.base import Server
 
 from postroom.broker.base import Ack, Dead, Release, Retry, Subscription, Topic
 from postroom.broker.redis import RedisBroker
+from postroom.broker.redis.publish import _batches
 from postroom.broker.redis.records import escape
+from postroom.broker.redis.topology import Known
 from postroom.message import Failure, Message
 from tests.servers import private
 
@@ -314,6 +316,15 @@ def test_a_retention_beyond_all_times_keeps_all(url: str) -> None:
         await broker.close()
 
     asyncio.run(main())
+
+
+def test_a_wide_fan_out_is_cut_into_small_scripts() -> None:
+    subscriptions = {f"s{n}": Subscription(name=f"s{n}", pattern="t") for n in range(50)}
+    known = Known("1", {"t": Topic(name="t")}, subscriptions, frozenset(), {})
+    assert [len(batch) for batch in _batches(known, messages("t", 45))] == [20, 20, 5]
+    assert [len(batch) for batch in _batches(known, messages("unknown", 300))] == [250, 50]
+    large = [Message(id=name, topic="t", name="n", body=b"x" * 200_000) for name in "abc"]
+    assert [len(batch) for batch in _batches(known, large)] == [1, 1, 1]
 
 
 def test_names_are_escaped() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
@@ -17,6 +18,7 @@ from postroom.broker.redis.lifeline import Lifeline
 from postroom.broker.redis.link import Gone, Link
 from postroom.broker.redis.topology import missing
 from postroom.clock import Clock
+from postroom.errors import BrokerUnavailable
 from postroom.message import Message
 
 logger = logging.getLogger("postroom.broker")
@@ -48,6 +50,8 @@ class RedisConsumer(LeasingConsumer):
         self._lease = lease
         self._on_close = closed
         self._turns = count(1)
+        self._unanswered: deque[int] = deque(maxlen=100)
+        """Turns that may have taken messages, which nobody here has heard of."""
         self._leases_key = link.key("sub", self.subscription, "leases")
         self._started_key = link.key("sub", self.subscription, "started")
 
@@ -75,12 +79,16 @@ class RedisConsumer(LeasingConsumer):
     async def _claim(self, limit: int) -> Claimed:
         turn = next(self._turns)
         suspect = "" if self._suspect is None else self._suspect.receipt.lease
+        most, unanswered = min(limit, BATCH), self._unanswered
+        given = (self.holder, turn, repr(self._lease), most, suspect, len(unanswered), *unanswered)
         try:
-            told = await self._link.run(
-                "claim", self.subscription, self.holder, turn, repr(self._lease), min(limit, BATCH), suspect
-            )
+            told = await self._link.run("claim", self.subscription, *given)
         except Gone:
             raise missing(self._name) from None
+        except BrokerUnavailable:
+            unanswered.append(turn)
+            raise
+        unanswered.clear()
         deliveries: list[Delivery] = []
         for at in range(2, len(told), 2):
             message_id = told[at].decode()

@@ -14,8 +14,10 @@ from postroom.errors import IdempotencyConflict, PostroomError, QueueFull, Topic
 from postroom.message import Message
 
 BATCH = 250
-"""Messages for one script: the server does nothing else meanwhile."""
+"""Messages for one script, or letters: the server does nothing else meanwhile."""
+_BATCH_COPIES = 1000
 _BATCH_BYTES = 4 << 20
+"""Of all copies. One message goes whole, into however many subscriptions."""
 
 Answer = str | PostroomError
 
@@ -25,9 +27,9 @@ async def publish(link: Link, topology: Topology, messages: Sequence[Message]) -
     known = await topology.known()
     if any(message.topic not in known.topics for message in messages):
         # Another process may have declared it meanwhile.
-        await topology.read()
+        known = await topology.read()
     answers: list[Answer] = []
-    for batch in _batches(messages):
+    for batch in _batches(known, messages):
         try:
             answers += await topology.using(lambda known, batch=batch: _store(link, known, batch))  # type: ignore[misc]
         except PostroomError as error:
@@ -51,13 +53,15 @@ async def replay(link: Link, item: Subscription, messages: Sequence[Message], *,
     return count
 
 
-def _batches(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    start = size = 0
+def _batches(known: Known, messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    start = copies = size = 0
     for at, message in enumerate(messages):
-        size += len(message.body)
-        if at > start and (at - start == BATCH or size > _BATCH_BYTES):
+        # A topic nobody has declared is refused later.
+        more = max(1, len(known.wanting(message))) if message.topic in known.topics else 1
+        copies, size = copies + more, size + more * len(message.body)
+        if at > start and (at - start == BATCH or copies > _BATCH_COPIES or size > _BATCH_BYTES):
             yield messages[start:at]
-            start, size = at, len(message.body)
+            start, copies, size = at, more, more * len(message.body)
     if start < len(messages):
         yield messages[start:]
 

@@ -6,6 +6,19 @@ local holder, turn, lease, max, suspect = take(), take(), tonumber(take()), tonu
 beat(s, holder)
 catch_up(s)
 
+-- What earlier turns took is not known to the holder, if their answers were lost: it goes back.
+local unanswered = {}
+for _ = 1, tonumber(take()) do unanswered[holder .. '/' .. take()] = true end
+if next(unanswered) then
+  for _, taken in ipairs(call('ZRANGE', s.leases, 0, -1)) do
+    local by, id = string.match(taken, '^([^/]+/[^/]+)/(.*)$')
+    if unanswered[by] then
+      call('ZREM', s.leases, taken)
+      wait(s, id, 0, true)
+    end
+  end
+end
+
 local found, more = {}, false
 local may_have_suspect = suspect == '' or not call('ZSCORE', s.leases, suspect)
 for priority = 9, 0, -1 do
