@@ -29,7 +29,9 @@ def master(tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture
 def replica(master: Server, tmp_path: Path) -> Iterator[Server]:
     options = ("--replicaof", "127.0.0.1", str(master.port))
-    with started(RedisServer(tmp_path / "replica", options=options)) as made, Redis.from_url(made.url) as client:
+    assert isinstance(master, RedisServer)
+    # Of the same kind: Redis and Valkey do not follow each other.
+    with started(type(master)(tmp_path / "replica", options=options)) as made, Redis.from_url(made.url) as client:
         wait_until(lambda: client.info()["master_link_status"] == "up", 30.0, "the replica to follow")
         yield made
 
