@@ -15,6 +15,7 @@ from services.base import Server
 
 from postroom.broker.base import Ack, Consumer, Delivery, Subscription, Topic
 from postroom.broker.kafka import KafkaBroker
+from postroom.broker.kafka.hub import READ_AHEAD
 from postroom.broker.kafka.ledger import FULL
 from postroom.broker.kafka.wire import Record
 from postroom.message import Message, new_id
@@ -62,6 +63,25 @@ async def handle(consumer: Consumer, count: int) -> list[str]:
             done += [delivery.message.id for delivery in taken]
     assert await consumer.receive(50, 0.3) == []
     return done
+
+
+def test_no_more_is_read_than_a_worker_will_soon_need(url: str) -> None:
+    """C15: what is read ahead is work for nothing as soon as its partition moves to another process."""
+
+    async def scenario() -> None:
+        async with opened(url) as broker:
+            await broker.publish([message() for _ in range(4000)])
+            consumer = await broker.consume("q")
+            taken = await consumer.receive(50, 10.0)
+            held = 0
+            for _ in range(10):
+                await asyncio.sleep(0.1)
+                held = max(held, *(len(part.items) for part in consumer.hub._parts.values()))
+            assert READ_AHEAD <= held < 2 * READ_AHEAD
+            await consumer.settle([(delivery, Ack()) for delivery in taken])
+            assert len(set(await handle(consumer, 3950))) == 3950
+
+    asyncio.run(scenario())
 
 
 def test_a_filter_that_wants_every_second_of_many(url: str) -> None:

@@ -30,6 +30,8 @@ logger = logging.getLogger("postroom.broker")
 
 MOST_HELD = 10_000
 """Messages of one partition that are held in memory; beyond it, it is not read on."""
+READ_AHEAD = 1_000
+"""The same, where nothing waits but for a worker: to read more is work for nothing if the partition moves."""
 _IDLE_COMMIT = 0.5
 """Seconds after which what was skipped is committed though nobody waits for it."""
 
@@ -206,12 +208,15 @@ class Hub:
             self._backlog.add(item, now)
             if item.due:
                 delayed.append(item)
-            if len(part.items) >= MOST_HELD and not part.paused and self._fetcher is not None:
+            if len(part.items) >= self._most(part) and not part.paused and self._fetcher is not None:
                 part.paused = True
                 self._fetcher.pause(place, True)
         if not self.entry.asked.ordered:
             self._mover.arrived(delayed)
         self._wake()
+
+    def _most(self, part: Part) -> int:
+        return MOST_HELD if self.entry.asked.ordered or part.topic == self._later else READ_AHEAD
 
     def _item(self, part: Part, record: Any, place: Place) -> Item | None:
         """``None``: nobody here wants it."""
@@ -291,7 +296,7 @@ class Hub:
             self._claims.discard(item.claim)
         self._backlog.remove(item, self._clock.now())
         part = item.part
-        if part.paused and len(part.items) < MOST_HELD // 2 and self._fetcher is not None:
+        if part.paused and len(part.items) < self._most(part) // 2 and self._fetcher is not None:
             part.paused = False
             self._fetcher.pause((part.topic, part.number), False)
         self._wake()
