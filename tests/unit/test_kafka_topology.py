@@ -14,7 +14,7 @@ from services.base import Server
 
 from postroom.broker.base import Ack, Dead, Subscription, Topic
 from postroom.broker.kafka import KafkaBroker
-from postroom.errors import ConfigurationError, TopicNotFound
+from postroom.errors import ConfigurationError, SubscriptionNotFound, TopicNotFound
 from postroom.message import Failure, Message, new_id
 from tests.servers import private
 
@@ -232,6 +232,40 @@ def test_letters_that_share_an_id_are_each_their_own(url: str) -> None:
                 bodies |= {delivery.message.body for delivery in taken}
             assert bodies == {b"1", b"3", b"4"}
             assert [letter.message.id for letter in await broker.dead_letters("q")] == ["d"]
+
+    asyncio.run(scenario())
+
+
+def test_a_double_click_redrives_once(url: str) -> None:
+    async def scenario() -> None:
+        async with opened(url) as broker:
+            await broker.declare(*queue("q"))
+            (buried,) = await publish(broker, "q", 1)
+            consumer = await broker.consume("q")
+            (delivery,) = await consumer.receive(1, 10.0)
+            await consumer.settle([(delivery, Dead(FAILURE))])
+            await consumer.close()
+            both = await asyncio.gather(*(broker.redrive("q", [buried]) for _ in range(2)))
+            assert sorted(both) == [[], [buried]]
+            assert await received(broker, "q") == [buried]
+
+    asyncio.run(scenario())
+
+
+def test_who_works_on_a_subscription_hears_that_it_was_deleted_though_it_is_there_again(url: str) -> None:
+    async def scenario() -> None:
+        async with opened(url) as broker, opened(url) as other:
+            await broker.declare(*queue("q"))
+            consumer = await other.consume("q")
+            await broker.unsubscribe("q")
+            await broker.declare(*queue("q"))
+
+            async def work() -> None:
+                while True:
+                    await consumer.receive(1, 0.5)
+
+            with pytest.raises(SubscriptionNotFound):
+                await work()
 
     asyncio.run(scenario())
 

@@ -56,7 +56,7 @@ def promises(capabilities: Capabilities) -> Iterator[Finding]:
     survives = {
         "process": "the death of every process; the settings of the server decide of a power cut",
         "fsync": "a power cut",
-        "replicated": "the loss of a machine",
+        "replicated": "the loss of a machine, if others have copies",
     }.get(capabilities.durability)
     if survives is not None:
         yield Finding(level="ok", title=title, detail=f"what is confirmed survives {survives}")

@@ -151,8 +151,10 @@ class KafkaBroker(Broker):
         await trim(self.options, self._opened(), self._admin, self._survey)
 
     def _tell_hubs(self) -> None:
+        topology = self._opened()
         for name, hub in self._hubs.items():
-            hub.update(self._opened().subscriptions.get(name))
+            # What was deleted and declared again since is another one of the same name.
+            hub.update(topology.subscriptions.get(name) if topology.removals[name] == hub.removals else None)
 
     # Topology
 
@@ -256,12 +258,13 @@ class KafkaBroker(Broker):
 
     async def redrive(self, subscription: str, ids: Sequence[str]) -> list[str]:
         entry = await self._known(subscription)
-        found = await self._letters_of(subscription).envelopes(ids)
-        anew = [
-            wire.changed(told, {"attempt": 1, "due": None, "suspect": False, "redriven": told.redriven + 1})
-            for told in found
-        ]
-        return await self._revive(entry, anew)
+        letters = self._letters_of(subscription)
+        async with letters.redriving:
+            anew = [
+                wire.changed(told, {"attempt": 1, "due": None, "suspect": False, "redriven": told.redriven + 1})
+                for told in await letters.envelopes(ids)
+            ]
+            return await self._revive(entry, anew)
 
     async def discard(self, subscription: str, ids: Sequence[str]) -> list[str]:
         await self._known(subscription)

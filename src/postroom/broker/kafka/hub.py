@@ -47,6 +47,7 @@ class Hub:
         self.removed = False
         """Somebody has deleted the subscription."""
         self.entry = entry
+        self.removals = topology.removals[self.name]
         self._options = options
         self._sender = sender
         self._topology = topology

@@ -6,6 +6,7 @@ its key, and Kafka cannot change a record.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any
@@ -60,6 +61,8 @@ class Letters:
         self._topic = names.dead(subscription)
         self._reader = reader
         self._sender = sender
+        self.redriving = asyncio.Lock()
+        """Whoever asks a second time meanwhile finds nothing left to move."""
         self._read_to = 0
         self._dead: dict[str, dict[bytes, int]] = {}
         """By id, in the order of death: where each letter is."""

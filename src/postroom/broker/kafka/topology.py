@@ -292,7 +292,7 @@ class Topology:
         """Of every partition the first offset that its retention still covers, and that is no older than ``since``."""
         name = self._names.topic(topic.name)
         oldest = max(self._clock.now() - topic.retention, since or 0.0)
-        partitions = self.partitions[name]
+        partitions = self.partitions.get(name, 0)
         return await self._reader.call(lambda reader: reader.offsets_at(name, partitions, oldest))
 
     def _record(self, key: str, value: Topic | Entry | None) -> Record:
