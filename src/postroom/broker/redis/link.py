@@ -71,7 +71,10 @@ def script(package: str, name: str) -> Script:
 
 
 class _Packed:
-    """Commands are packed in C: the client's own packing, in Python, would cost more than all else that we do here."""
+    """Commands are packed in C: the client's own packing, in Python, would cost more than all else that we do here.
+
+    Not in a cluster: its client makes the connections itself.
+    """
 
     def pack_command(self, *arguments: Any) -> list[bytes]:
         # A name of two words, as CONFIG GET, is two arguments.
