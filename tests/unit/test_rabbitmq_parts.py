@@ -49,7 +49,7 @@ class TestAddress:
             ("amqp://u:secret@h?cafile=x", "amqps"),
             ("amqps://u:secret@h?keyfile=x", "certfile"),
             ("amqp://u:secret@h:99999", "no host"),
-            ("amqp://[::1", "IPv6"),
+            ("amqp://[::1", "cannot be taken apart"),
             ("amqp://u:sec/secret@h", "%2F"),
             ("amqp://u:secret?x@h", "%3F"),
             ("amqp://u:secret@h#x", "amqp://user:password@host"),

@@ -71,7 +71,7 @@ def message(**fields: Any) -> Message:
         ("sqs://eu-west-1/queue", "write sqs://region"),
         ("sqs://Ireland", "a region is written as eu-west-1"),
         ("sqs://eu-west-1?endpoint=http://x", "did you mean 'endpoint_url'"),
-        ("sqs://eu-west-1?endpoint_url=http://me:secret@x", "endpoint_url is written as"),
+        ("sqs://eu-west-1?endpoint_url=http://me:secret@x", "cannot be taken apart"),
         ("sqs://eu-west-1?namespace=a-b", "1 to 24 letters and digits"),
         ("sqs://eu-west-1?wait=21", "whole seconds, 1 to 20"),
         ("sqs://eu-west-1?wait=0.5", "whole seconds, 1 to 20"),

@@ -7,10 +7,11 @@ import ssl
 from collections.abc import Mapping
 from difflib import get_close_matches
 from hashlib import sha256
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
+from postroom.broker.address import split
 from postroom.errors import ConfigurationError
 
 SHELF = ":held:"
@@ -99,17 +100,9 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse(url: str) -> Address:
     """Raises ``ConfigurationError`` that names the part which is wrong, and never repeats the password."""
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigurationError(f"broker URL amqp://…: {error}") from error
+    parts = split(url)
     if parts.scheme not in _PORTS or parts.fragment:
         raise ConfigurationError(f"broker URL {parts.scheme}://…: write amqp://user:password@host:5672/vhost")
-    if "@" in parts.path + parts.query:
-        # Where a password is cut off by its own slash, what stands before it is no host, nor to be shown as one.
-        raise ConfigurationError(
-            f"broker URL {parts.scheme}://…: an @ behind the host; write / in a password as %2F, ? as %3F, @ as %40"
-        )
     fields: dict[str, object] = {"tls": parts.scheme == "amqps"}
     credentials, separator, hosts = parts.netloc.rpartition("@")
     if separator:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from difflib import get_close_matches
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
+from postroom.broker.address import split
 from postroom.errors import ConfigurationError
 
 _SECURITY = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
@@ -68,20 +69,20 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse(url: str) -> Options:
     """Raises ``ConfigurationError`` that names the option."""
-    split = urlsplit(url)
-    if split.scheme not in ("kafka", "kafka+ssl") or not split.netloc:
+    parts = split(url)
+    if parts.scheme not in ("kafka", "kafka+ssl") or not parts.netloc:
         raise ConfigurationError("a Kafka URL is kafka://host:9092, or kafka+ssl://user:password@host1,host2")
-    if split.path.strip("/") or split.fragment:
+    if parts.path.strip("/") or parts.fragment:
         raise ConfigurationError("a Kafka URL has no path; say ?namespace= to share a server")
-    who, _, where = split.netloc.rpartition("@")
-    pairs = parse_qsl(split.query, keep_blank_values=True)
+    who, _, where = parts.netloc.rpartition("@")
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
     query = dict(pairs)
     if len(query) < len(pairs):
         twice = next(name for name in query if [each for each, _ in pairs].count(name) > 1)
         raise ConfigurationError(f"Kafka URL: {twice}= is there twice")
     servers = ",".join(map(_server, where.split(",")))
     client: dict[str, Any] = {"bootstrap.servers": servers}
-    client.update(_security(query, who, "ssl" if split.scheme == "kafka+ssl" else "plaintext"))
+    client.update(_security(query, who, "ssl" if parts.scheme == "kafka+ssl" else "plaintext"))
     options = Options(
         client=client,
         names=Names(_namespace(query.pop("namespace", "postroom"))),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from typing import NamedTuple
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlunsplit
 
+from postroom.broker.address import split
 from postroom.errors import ConfigurationError
 
 SCHEMA = "postroom_broker"
@@ -52,10 +53,7 @@ class Address(NamedTuple):
 
 def parse(url: str, default_schema: str = SCHEMA) -> Address:
     """Raises ``ConfigurationError``, which never shows the password."""
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigurationError(f"PostgreSQL URL: {error}; {_FORM}") from error
+    parts = split(url)
     where = parts.netloc.rpartition("@")[2]
     shown = f"{parts.scheme}://{where}{parts.path}"
     if parts.scheme not in ("postgresql", "postgres"):

@@ -6,10 +6,11 @@ import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
+from postroom.broker.address import split
 from postroom.errors import ConfigurationError
 
 _OPTIONS = ("namespace", "cluster", "cafile", "certfile", "keyfile")
@@ -42,8 +43,8 @@ class Address(msgspec.Struct, frozen=True):
 
 def parse(url: str) -> Address:
     """Raises ``ConfigurationError``, which never shows the password."""
+    parts = split(url)
     try:
-        parts = urlsplit(url)
         port = parts.port or 6379
     except ValueError:
         # What is wrong may be a password that is not escaped: the error would show it.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from difflib import get_close_matches
 from hashlib import sha256
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import msgspec
 
+from postroom.broker.address import split
 from postroom.errors import ConfigurationError
 
 FIFO = ".fifo"
@@ -56,7 +57,7 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse(url: str) -> Address:
     """Raises ``ConfigurationError`` that names the part which is wrong, and repeats no secret."""
-    parts = urlsplit(url)
+    parts = split(url)
     if parts.username is not None or parts.password is not None:
         raise ConfigurationError(
             "broker URL sqs://…@…: keys do not belong into the URL; they come from the usual AWS chain "
