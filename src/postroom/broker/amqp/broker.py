@@ -116,8 +116,12 @@ class AMQPBroker(Broker):
     async def declare(self, topics: Sequence[Topic], subscriptions: Sequence[Subscription]) -> None:
         self._check()
         check_topology(self.capabilities, topics, subscriptions)
+        if await self._directory.has(topics, subscriptions):
+            return
         async with self._directory.changing() as state:
             topology.check(state, topics, subscriptions)
+            if await self._directory.has(topics, subscriptions):
+                return  # Another was faster.
             await self._directory.build(state, topics, subscriptions)
             late = [one for one in subscriptions if one.start == "earliest" and one.name not in state.subscriptions]
             state.topics.update((topic.name, topic) for topic in topics)

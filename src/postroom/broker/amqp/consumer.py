@@ -16,11 +16,7 @@ from postroom.broker.amqp.shelf import Shelf
 from postroom.broker.amqp.subscriber import Subscriber
 from postroom.broker.base import Consumer, Delivery, Outcome
 from postroom.broker.refusals import check_count, consumer_closed, lease_over, settled_before
-from postroom.errors import (
-    BrokerUnavailable,
-    SettlementError,
-    SubscriptionNotFound,
-)
+from postroom.errors import BrokerUnavailable, SettlementError, SubscriptionNotFound
 from postroom.message import new_id
 
 logger = logging.getLogger("postroom.broker.amqp")
@@ -172,6 +168,8 @@ class AMQPConsumer(Consumer):
             finally:
                 if self._tasks:
                     await asyncio.wait(self._tasks)
+                while any(held.is_settling for held in self._leased):  # noqa: ASYNC110 -- told by no event
+                    await asyncio.sleep(_TEND)
                 await self._shelf.close()
                 # Whatever could not be stored: while its channel is open nobody else gets what it holds.
                 if self._source is not None and self._source.is_alive:

@@ -115,7 +115,7 @@ async def _topology(link: Link, address: Address, state: State) -> AsyncIterator
         )
         remedy = "add workers, or set a policy max-length for them"
         yield _listed("depth", "warning", piled, f"more than {_MANY:,} messages", remedy, f"none above {_MANY:,}")
-        steps = [address.internal(f"delay:{level}") for level in range(ladder.LEVELS)]
+        steps = [ladder.step(address, level) for level in range(ladder.LEVELS)]
         broken = [queue for queue in steps if await _look(link, queue) is None]
         yield _listed("delays", "error", broken, "gone: retries and delays cannot be stored", again, "complete")
         lost = await _look(link, address.internal("delay:lost"))

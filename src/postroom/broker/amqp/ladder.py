@@ -38,7 +38,7 @@ def way(address: Address, delay: float, destination: str) -> tuple[str, str]:
     """Exchange and routing key for a message that is to arrive after ``delay`` seconds (``LONGEST`` at most)."""
     units = min(2**LEVELS - 1, max(1, -int(-delay // UNIT)))
     bits = ".".join(f"{units:0{LEVELS}b}")
-    return _step(address, units.bit_length() - 1), f"{bits}.{destination}"
+    return step(address, units.bit_length() - 1), f"{bits}.{destination}"
 
 
 def topic_of(routing_key: str) -> str:
@@ -51,7 +51,8 @@ def end(address: Address) -> str:
     return address.internal("delay:end")
 
 
-def _step(address: Address, level: int) -> str:
+def step(address: Address, level: int) -> str:
+    """The queue, and the exchange before it, that are as long as ``UNIT`` times two to the power of ``level``."""
     return address.internal(f"delay:{level}")
 
 
@@ -72,7 +73,7 @@ async def declare(channel: Channel, address: Address) -> None:
 
 
 async def _declare_step(channel: Channel, address: Address, level: int) -> None:
-    here, below = _step(address, level), _step(address, level - 1) if level else end(address)
+    here, below = step(address, level), step(address, level - 1) if level else end(address)
     arguments = {
         "x-queue-type": "quorum",
         "x-message-ttl": int(UNIT * 1000) << level,

@@ -13,7 +13,7 @@ from postroom.broker.amqp import wire
 from postroom.broker.amqp.address import Address
 from postroom.broker.amqp.confirms import Post, Publisher
 from postroom.broker.amqp.copies import Copy
-from postroom.broker.amqp.link import ACCESS_REFUSED, Link, Refused
+from postroom.broker.amqp.link import ACCESS_REFUSED, CALL_PATIENCE, Link, Refused
 from postroom.clock import Clock
 from postroom.errors import BrokerUnavailable
 from postroom.message import DeadLetter
@@ -149,6 +149,7 @@ class _Look:
         self._marks: list[int] = []
         """Tags of this one and of those that a death has left."""
         self._at_end = False
+        self._held = 0
         self._arrived: asyncio.Queue[tuple[Any, Any, bytes] | None] = asyncio.Queue()
 
     async def __aenter__(self) -> _Look:
@@ -184,14 +185,18 @@ class _Look:
     async def __anext__(self) -> tuple[int, Copy]:
         while not self._at_end:
             try:
-                async with asyncio.timeout(_SILENCE):
+                async with asyncio.timeout(_SILENCE if self._held >= _MOST else CALL_PATIENCE):
                     found = await self._arrived.get()
             except TimeoutError:
+                if self._held < _MOST:
+                    # All that was seen so far must not be taken for all there is.
+                    raise BrokerUnavailable(f"RabbitMQ is silent in the midst of {self._queue!r}") from None
                 # There are more than the server hands over to one: these are the oldest.
                 self._at_end = True
                 raise StopAsyncIteration from None
             if found is None:
                 raise BrokerUnavailable(f"the connection was lost while looking through {self._queue!r}")
+            self._held += 1
             method, properties, body = found
             if not wire.is_mark(properties, body):
                 return method.delivery_tag, wire.read_dead(properties, body, lambda: self._topic)
@@ -202,6 +207,7 @@ class _Look:
     def remove(self, tag: int) -> None:
         """Raises ``BrokerUnavailable``."""
         self._channel.ack(tag)
+        self._held -= 1
 
     async def done(self) -> None:
         """Return once the server has removed what was to be removed."""

@@ -18,7 +18,7 @@ import msgspec
 from postroom.broker.amqp import ladder, wire
 from postroom.broker.amqp.address import Address
 from postroom.broker.amqp.confirms import Publisher
-from postroom.broker.amqp.link import ACCESS_REFUSED, LOCKED, PRECONDITION_FAILED, Channel, Link, Refused
+from postroom.broker.amqp.link import ACCESS_REFUSED, LOCKED, NOT_FOUND, PRECONDITION_FAILED, Channel, Link, Refused
 from postroom.broker.amqp.register import Register
 from postroom.broker.base import Subscription, Topic
 from postroom.broker.routing import matches
@@ -44,7 +44,7 @@ SHELF_TIME = 10.0
 """Seconds that a copy may lie on a shelf before it goes back."""
 _SHELF_UNUSED = 7 * 86_400 * 1000
 """Milliseconds after which the queue of a dead worker goes: long after the last of its messages has gone back."""
-_LOCK_PATIENCE = 20.0
+_LOCK_PATIENCE = 60.0
 _LOCK_PAUSE = 0.05
 
 
@@ -113,6 +113,31 @@ class Directory:
     async def topic(self, name: str) -> Topic | None:
         return self.known.topics.get(name) or (await self.refresh()).topics.get(name)
 
+    async def has(self, topics: Sequence[Topic], subscriptions: Sequence[Subscription]) -> bool:
+        """Whether all of this is declared, just so, and still there. It is, whenever a worker starts once more: many
+        that start at once must not wait for each other."""
+        state = await self.refresh()
+        if any(state.topics.get(topic.name) != topic for topic in topics):
+            return False
+        if any(state.subscriptions.get(wanted.name) != wanted for wanted in subscriptions):
+            return False
+        queues = [ladder.step(self._address, level) for level in range(ladder.LEVELS)]
+        queues += [self._address.queue(wanted.name) for wanted in subscriptions]
+        queues += [self._address.history(topic.name) for topic in topics if topic.retention]
+        channel = await self._link.channel()
+        try:
+            for queue in queues:
+                await channel.call("queue_declare", queue=queue, passive=True)
+        except Refused as error:
+            if error.code != NOT_FOUND:
+                raise _refusal(error, self._address) from error
+            return False
+        finally:
+            await channel.close()
+        for wanted in subscriptions:
+            await self._declare_beside(wanted)
+        return True
+
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[State]:
         """The topology, while nobody else changes it. What was changed in it is written at the end."""
@@ -175,7 +200,9 @@ class Directory:
 
     async def _lock(self) -> Channel:
         """An exclusive queue is a lock: only one connection can have it, and it goes with that connection."""
-        for _ in range(int(_LOCK_PATIENCE / _LOCK_PAUSE)):
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _LOCK_PATIENCE
+        while loop.time() < deadline:
             channel = await self._link.channel()
             try:
                 await channel.call("queue_declare", queue=self._lock_name, exclusive=True)
@@ -192,9 +219,7 @@ class Directory:
 
     async def _build(self, channel: Channel, wanted: Subscription, is_queue: bool, before: Subscription | None) -> None:
         queue, dead = self._address.queue(wanted.name), self._address.dead(wanted.name)
-        await self._declare_kept(dead)
-        if wanted.ordered:
-            await self._declare_kept(self._address.state(wanted.name), {"x-max-length": 1})
+        await self._declare_beside(wanted)
         await channel.call("queue_declare", queue=queue, durable=True, arguments=self._arguments(wanted, dead))
         bindings = self._bindings(wanted, is_queue)
         old = self._bindings(before, is_queue) if before is not None else []
@@ -207,6 +232,11 @@ class Directory:
         for exchange in {binding.destination for binding in old if binding.to_exchange}:
             if exchange not in {binding.destination for binding in bindings}:
                 await channel.call("exchange_delete", exchange=exchange)
+
+    async def _declare_beside(self, wanted: Subscription) -> None:
+        await self._declare_kept(self._address.dead(wanted.name))
+        if wanted.ordered:
+            await self._declare_kept(self._address.state(wanted.name), {"x-max-length": 1})
 
     async def _declare_kept(self, queue: str, more: dict[str, Any] | None = None) -> None:
         """A queue whose messages are looked at and put back without limit."""

@@ -303,8 +303,10 @@ def _deaths(headers: Mapping[str, Any], is_again: bool) -> int:
     """
     told = (headers.get("x-acquired-count") or headers.get("x-delivery-count")) if is_again else 0
     counted = told if isinstance(told, int) else 0
-    # From a shelf it comes only if the holder who had put it there is no more.
-    return counted + 1 if "x-death" in headers and SHELF in str(_last_queue(headers)) else counted
+    if "x-death" not in headers or SHELF not in str(_last_queue(headers)):
+        return counted
+    # From a shelf it comes only if the holder who had put it there is no more. RabbitMQ 4.3 goes on with its count.
+    return max(1, counted) if "x-acquired-count" in headers else counted + 1
 
 
 def _last_queue(headers: Mapping[str, Any]) -> Any:
