@@ -17,7 +17,7 @@ from services.rabbitmq import RabbitMQServer
 from postroom.broker.amqp import AMQPBroker
 from postroom.broker.amqp.consumer import AMQPConsumer
 from postroom.broker.amqp.ordered import WINDOW, OrderedConsumer
-from postroom.broker.amqp.topology import BACKSTOP
+from postroom.broker.amqp.topology import BACKSTOP, version_of
 from postroom.broker.base import Ack, Consumer, Dead, Delivery, Retry, Subscription, Topic
 from postroom.errors import BrokerUnavailable, LeaseLost, QueueFull
 from postroom.message import Failure, Message, new_id
@@ -528,6 +528,9 @@ def test_the_server_itself_ends_what_nobody_can_settle(server: RabbitMQServer, u
 
     async def main() -> None:
         broker = await ready(AMQPBroker(url))
+        if version_of(broker._reading.server) >= (4, 3):
+            await broker.close()
+            pytest.skip("since 4.3 the server's own limit counts failures only, and no deaths")
         await broker.publish([sent])
         await asyncio.to_thread(_die_often, server.url, f"{namespace}.q")
         for _ in range(100):

@@ -11,11 +11,12 @@ import pika
 import pytest
 from services.base import Server
 
-from postroom.broker.amqp import AMQPBroker
+from postroom.broker.amqp import AMQPBroker, letters
+from postroom.broker.amqp.confirms import Answer, Post, Publisher
 from postroom.broker.amqp.link import Channel
-from postroom.broker.base import Subscription, Topic
+from postroom.broker.base import Dead, Release, Subscription, Topic
 from postroom.errors import BrokerUnavailable
-from postroom.message import Message
+from postroom.message import Failure, Message
 from tests.faults.proxy import proxy_to
 from tests.servers import private
 
@@ -123,6 +124,94 @@ async def _hold(channel: Channel, queue: str, text: bytes) -> None:
     assert found is not None
     for tag in others:
         channel.raw.basic_nack(tag)
+
+
+def test_what_is_declared_already_waits_for_no_lock(server: Server) -> None:
+    """Many workers start at once: one after the other they would wait for longer than any of them has patience."""
+    namespace = f"t{uuid4().hex[:8]}"
+
+    async def main() -> None:
+        broker, other = AMQPBroker(url(server.port, namespace)), AMQPBroker(url(server.port, namespace))
+        await broker.connect()
+        await other.connect()
+        await declare(broker, "q")
+        lock = await broker._directory._lock()
+        await asyncio.wait_for(declare(other, "q"), 20.0)
+        await lock.call("queue_delete", queue=f"{namespace}:topology:lock")
+        await lock.call("queue_delete", queue=f"{namespace}.q")
+        await lock.close()
+        await declare(other, "q")
+        assert await other.publish([Message(id="1", topic="q", name="n", body=b"1")]) == ["1"]
+        await broker.close()
+        await other.close()
+
+    asyncio.run(main())
+
+
+class Slow:
+    """A publisher whose messages are stored later than it says, or said so later than they are stored."""
+
+    def __init__(self, publisher: Publisher, *, says_first: bool) -> None:
+        self._publisher = publisher
+        self._says_first = says_first
+        self._tasks: set[asyncio.Task[list[Answer]]] = set()
+
+    async def send(self, posts: Sequence[Post]) -> list[Answer]:
+        if not self._says_first:
+            answers = await self._publisher.send(posts)
+            await asyncio.sleep(0.5)
+            return answers
+        self._tasks.add(asyncio.create_task(self._later(posts)))
+        return ["stored"] * len(posts)
+
+    async def _later(self, posts: Sequence[Post]) -> list[Answer]:
+        await asyncio.sleep(1.0)
+        return await self._publisher.send(posts)
+
+
+def test_a_pause_is_not_the_end_of_the_letters(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a slow server has not handed over yet would be missing, and the mark of the end be left behind."""
+    monkeypatch.setattr(letters, "_SILENCE", 0.2)
+    namespace = f"t{uuid4().hex[:8]}"
+
+    async def main() -> None:
+        broker = AMQPBroker(url(server.port, namespace))
+        await broker.connect()
+        await declare(broker, "q")
+        await broker.publish([Message(id="1", topic="q", name="n", body=b"1")])
+        consumer = await broker.consume("q")
+        (delivery,) = await consumer.receive(1, 10.0)
+        assert await consumer.settle([(delivery, Dead(Failure(attempt=1, reason="error")))]) == [None]
+        broker._letters._publisher = Slow(broker._publisher, says_first=True)  # type: ignore[assignment]
+        assert [letter.message.id for letter in await broker.dead_letters("q")] == ["1"]
+        assert [one.dead for one in await broker.stats()] == [1]
+        await broker.close()
+
+    asyncio.run(main())
+
+
+def test_a_consumer_that_closes_lets_settlements_end(server: Server) -> None:
+    """C16: the copy is stored, and its original would go back beside it."""
+    namespace = f"t{uuid4().hex[:8]}"
+
+    async def main() -> None:
+        broker = AMQPBroker(url(server.port, namespace))
+        await broker.connect()
+        await declare(broker, "q")
+        await broker.publish([Message(id="1", topic="q", name="n", body=b"1")])
+        consumer = await broker.consume("q")
+        (delivery,) = await consumer.receive(1, 10.0)
+        broker._office._publisher = Slow(broker._publisher, says_first=False)  # type: ignore[assignment]
+        settling = asyncio.create_task(consumer.settle([(delivery, Release(0.0))]))
+        await asyncio.sleep(0)
+        await consumer.close()
+        assert await settling == [None]
+        following = await broker.consume("q")
+        assert [one.attempt for one in await following.receive(5, 10.0)] == [1]
+        assert await following.receive(5, 1.0) == []
+        await broker.close()
+
+    asyncio.run(main())
 
 
 def test_what_is_given_up_leaves_nothing_open(server: Server) -> None:
