@@ -154,14 +154,14 @@ class Slow:
     def __init__(self, publisher: Publisher, *, says_first: bool) -> None:
         self._publisher = publisher
         self._says_first = says_first
-        self._tasks: set[asyncio.Task[list[Answer]]] = set()
+        self.tasks: set[asyncio.Task[list[Answer]]] = set()
 
     async def send(self, posts: Sequence[Post]) -> list[Answer]:
         if not self._says_first:
             answers = await self._publisher.send(posts)
             await asyncio.sleep(0.5)
             return answers
-        self._tasks.add(asyncio.create_task(self._later(posts)))
+        self.tasks.add(asyncio.create_task(self._later(posts)))
         return ["stored"] * len(posts)
 
     async def _later(self, posts: Sequence[Post]) -> list[Answer]:
@@ -182,8 +182,10 @@ def test_a_pause_is_not_the_end_of_the_letters(server: Server, monkeypatch: pyte
         consumer = await broker.consume("q")
         (delivery,) = await consumer.receive(1, 10.0)
         assert await consumer.settle([(delivery, Dead(Failure(attempt=1, reason="error")))]) == [None]
-        broker._letters._publisher = Slow(broker._publisher, says_first=True)  # type: ignore[assignment]
+        slow = Slow(broker._publisher, says_first=True)
+        broker._letters._publisher = slow  # type: ignore[assignment]
         assert [letter.message.id for letter in await broker.dead_letters("q")] == ["1"]
+        await asyncio.gather(*slow.tasks)
         assert [one.dead for one in await broker.stats()] == [1]
         await broker.close()
 
