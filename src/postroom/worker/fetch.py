@@ -165,8 +165,9 @@ class Watchdog:
         stuck_at: int | None = None
         while True:
             await asyncio.sleep(self.PATIENCE / 2)
+            turns = self._pumped()
             if self._release(time.monotonic() - self.PATIENCE):
-                stuck_at = self._pumped()
+                stuck_at = turns
                 self._fetcher.hold_back(True)
             elif stuck_at is not None and self._pumped() != stuck_at:
                 stuck_at = None

@@ -55,7 +55,7 @@ class Runner:
         self._tasks: dict[Work, asyncio.Task[None]] = {}
         self.running = 0
         self.turns = 0
-        """How often this loop has come round to starting handlers."""
+        """How often this loop has come round to starting handlers, or to ending one."""
 
     def hand_over(self, works: list[Work]) -> None:
         """Run these as slots become free. From any thread."""
@@ -232,6 +232,8 @@ class Runner:
         del self._tasks[work]
         self._settler.add(work, outcome)
         self._vacate(time.time() - work.started_at if work.started_at else 0.0)
+        # The loop is not stuck, even if nothing waits for this slot any more: else nothing would be fetched for it.
+        self.turns += 1
         if not self._scheduled and self._inbox:
             self._scheduled = True
             self._loop.call_soon(self._turn)

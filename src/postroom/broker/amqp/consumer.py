@@ -101,9 +101,10 @@ class AMQPConsumer(Consumer):
                 if found:
                     await self._hand_out(found)
                     return found
-                # Also if there is no time left: who only ever looks in would find nothing.
-                source.ask(self._demand(max_messages))
                 left = None if deadline is None else deadline - self._loop.time()
+                if left is None or left > 0 or not source.is_asking:
+                    # Also if there is no time left: who only ever looks in would find nothing.
+                    source.ask(self._demand(max_messages))
                 if left is not None and left <= 0:
                     return []
                 self._wake.clear()

@@ -97,6 +97,11 @@ class Subscriber:
         self._stirred_at = self._asked_at = self._loop.time()
 
     @property
+    def is_asking(self) -> bool:
+        """Whether the server may hand over anything."""
+        return bool(self._windows)
+
+    @property
     def asks_too_much(self) -> bool:
         """Whether the windows have been much larger than the demand for a while."""
         is_settled = self._loop.time() - self._asked_at > _SETTLING
