@@ -116,7 +116,11 @@ class Directory:
     async def has(self, topics: Sequence[Topic], subscriptions: Sequence[Subscription]) -> bool:
         """Whether all of this is declared, just so, and still there. It is, whenever a worker starts once more: many
         that start at once must not wait for each other."""
-        state = await self.refresh()
+        try:
+            state = await self.refresh()
+        except BrokerUnavailable:
+            # Who made the queue has died before anything was in it; whoever has the lock sees to that.
+            return False
         if any(state.topics.get(topic.name) != topic for topic in topics):
             return False
         if any(state.subscriptions.get(wanted.name) != wanted for wanted in subscriptions):
