@@ -66,6 +66,7 @@ DEFECTS: dict[type[DefectiveBroker], tuple[str, ...]] = {
         "consume.test_receive_returns_with_the_first",
         "lifecycle.test_concurrent_close",
     ),
+    delivering.NeverLooksIn: ("consume.test_looking_in_without_waiting",),
     delivering.MixesAnswers: (
         "publish.test_publishing_nothing_is_fine",
         "publish.test_a_batch_published_by_many_at_once",

@@ -164,6 +164,17 @@ class NeverWaits(DefectiveBroker):
     consumer_class = _RestlessConsumer
 
 
+class _SlowConsumer(DefectiveConsumer):
+    async def receive(self, max_messages: int, timeout: float | None) -> list[Delivery]:
+        return [] if timeout == 0 else await super().receive(max_messages, timeout)
+
+
+class NeverLooksIn(DefectiveBroker):
+    """Who does not wait gets nothing, however often he asks."""
+
+    consumer_class = _SlowConsumer
+
+
 class _TalkativeConsumer(DefectiveConsumer):
     async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> list[SettlementError | None]:
         return await super().settle(settlements) or [None]
