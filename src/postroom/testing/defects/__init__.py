@@ -10,7 +10,11 @@ from postroom.testing.defects import delivering, keeping
 from postroom.testing.defects.wrapper import DefectiveBroker, DefectiveConsumer, DefectiveHarness
 
 DEFECTS: dict[type[DefectiveBroker], tuple[str, ...]] = {
-    keeping.DropsAPublish: ("publish.test_publish_subscribe", "concurrency.test_concurrent_subscribe"),
+    keeping.DropsAPublish: (
+        "publish.test_publish_subscribe",
+        "concurrency.test_concurrent_subscribe",
+        "consume.test_room_for_more_than_there_can_be",
+    ),
     keeping.AltersHeaders: ("publish.test_publish_subscribe", "limits.test_unicode_everywhere", "fan_out.test_filters"),
     delivering.DuplicatesADelivery: ("consume.test_no_ack", "concurrency.test_concurrent_subscribe"),
     keeping.ReordersKeys: ("ordering.test_one_of_a_key_at_a_time", "ordering.test_order_under_failures"),
