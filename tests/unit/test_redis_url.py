@@ -35,7 +35,7 @@ def test_defaults() -> None:
         ("redis://:secret@host:port", "port"),
         ("redis://:secret/x@host", "%2F"),
         ("redis://ann:secret#x@host", "%23"),
-        ("redis://ann:secret\u2100@host", "write redis://"),
+        ("redis://ann:secret\u2100@host", "%40"),
         ("redis://host/0#secret", "no '#"),
         ("redis://host/\u0663", "the database must be a number"),
         ("redis://host?namespace=a&namespace=b", "each option once"),
