@@ -6,9 +6,10 @@ import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
+import asyncpg
 import psycopg
 import pytest
 from services.certificates import make_certificate
@@ -201,3 +202,23 @@ def test_a_pooler_that_takes_any_greeting(place: Place) -> None:
 
 def log_of(place: Place) -> str:
     return (place.server.folder / "log").read_text()
+
+
+def test_a_client_that_has_lost_its_way(place: Place) -> None:
+    """It tells, by an error of its own, where a server ends while an answer is awaited: there is another connection."""
+
+    async def run() -> None:
+        link = Link(parse(place.server.url), connections=1)
+        await link.open()
+        pids = []
+
+        async def lost(connection: Any) -> None:
+            pids.append(await connection.fetchval("SELECT pg_backend_pid()"))
+            raise asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress")
+
+        with pytest.raises(BrokerUnavailable, match="another operation"):
+            await link._using(lost)
+        assert [await link.value("SELECT pg_backend_pid()")] != pids
+        await link.close()
+
+    asyncio.run(run())

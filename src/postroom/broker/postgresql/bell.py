@@ -82,7 +82,13 @@ class Bell:
                 finally:
                     self.listens = False
                     connection.terminate()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            except (
+                OSError,
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                asyncpg.InternalClientError,
+                TimeoutError,
+            ) as error:
                 pause = _PAUSES[min(failed, len(_PAUSES) - 1)]
                 logger.info("not listening to %s now, looking instead: %s", self._link.address.shown, error)
                 failed += 1

@@ -124,7 +124,12 @@ class Link:
             try:
                 with self.translated():
                     async with pool.acquire(timeout=TIMEOUT) as connection:
-                        return await run(connection)
+                        try:
+                            return await run(connection)
+                        except asyncpg.InternalClientError:
+                            # The server has said that it ends; nothing more can come of this connection.
+                            connection.terminate()
+                            raise
             except BrokerUnavailable as error:
                 # Only what the server has undone for the sake of another.
                 if last or getattr(error.__cause__, "sqlstate", None) not in _AGAIN:
@@ -146,7 +151,7 @@ class Link:
             raise _meaning(error, self.address) from error
         except asyncpg.ClientConfigurationError as error:
             raise ConfigurationError(f"{self.address.shown}: {error}") from error
-        except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+        except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             told = str(error) or type(error).__name__
             raise BrokerUnavailable(f"{self.address.shown} cannot be reached: {told}") from error
 
