@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -25,7 +26,7 @@ Upload = Annotated[Path, _UPLOAD]
 ``pathlib.Path``. Producers pass the path of a file of theirs; over HTTP it is a part of ``multipart/form-data``."""
 
 
-class Handler:
+class Handler(ABC):
     """A function with its options, bound to the subscription whose messages it handles.
 
     Its parameters are read at first use, when all resources are known.
@@ -67,12 +68,13 @@ class Handler:
             self._accept(self._parameters())
             self._compiled = True
 
+    @abstractmethod
     def decode(self, body: bytes) -> dict[str, Any]:
         """The keyword arguments for the function. Raises ``ValidationError`` or ``DecodeError``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _accept(self, parameters: dict[str, inspect.Parameter]) -> None:
-        raise NotImplementedError
+        """Read those that a message fills. Raises ``ConfigurationError``."""
 
     def _parameters(self) -> dict[str, inspect.Parameter]:
         """The parameters a message fills, with resolved annotations; the others are noted as injected."""
