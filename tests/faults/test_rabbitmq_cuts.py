@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from uuid import uuid4
 
 import pika
@@ -29,6 +30,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def url(port: int, namespace: str) -> str:
     return f"amqp://guest:guest@127.0.0.1:{port}/?namespace={namespace}&heartbeat=1"
+
+
+@asynccontextmanager
+async def opened(server: Server, namespace: str) -> AsyncIterator[AMQPBroker]:
+    """Connected, and with a queue ``q``."""
+    broker = AMQPBroker(url(server.port, namespace))
+    await broker.connect()
+    try:
+        await declare(broker, "q")
+        yield broker
+    finally:
+        await broker.close()
 
 
 async def declare(broker: AMQPBroker, name: str) -> None:
@@ -175,19 +188,16 @@ def test_a_pause_is_not_the_end_of_the_letters(server: Server, monkeypatch: pyte
     namespace = f"t{uuid4().hex[:8]}"
 
     async def main() -> None:
-        broker = AMQPBroker(url(server.port, namespace))
-        await broker.connect()
-        await declare(broker, "q")
-        await broker.publish([Message(id="1", topic="q", name="n", body=b"1")])
-        consumer = await broker.consume("q")
-        (delivery,) = await consumer.receive(1, 10.0)
-        assert await consumer.settle([(delivery, Dead(Failure(attempt=1, reason="error")))]) == [None]
-        slow = Slow(broker._publisher, says_first=True)
-        broker._letters._publisher = slow  # type: ignore[assignment]
-        assert [letter.message.id for letter in await broker.dead_letters("q")] == ["1"]
-        await asyncio.gather(*slow.tasks)
-        assert [one.dead for one in await broker.stats()] == [1]
-        await broker.close()
+        async with opened(server, namespace) as broker:
+            await broker.publish([Message(id="1", topic="q", name="n", body=b"1")])
+            consumer = await broker.consume("q")
+            (delivery,) = await consumer.receive(1, 10.0)
+            assert await consumer.settle([(delivery, Dead(Failure(attempt=1, reason="error")))]) == [None]
+            slow = Slow(broker._publisher, says_first=True)
+            broker._letters._publisher = slow  # type: ignore[assignment]
+            assert [letter.message.id for letter in await broker.dead_letters("q")] == ["1"]
+            await asyncio.gather(*slow.tasks)
+            assert [one.dead for one in await broker.stats()] == [1]
 
     asyncio.run(main())
 
@@ -197,21 +207,18 @@ def test_a_consumer_that_closes_lets_settlements_end(server: Server) -> None:
     namespace = f"t{uuid4().hex[:8]}"
 
     async def main() -> None:
-        broker = AMQPBroker(url(server.port, namespace))
-        await broker.connect()
-        await declare(broker, "q")
-        await broker.publish([Message(id="1", topic="q", name="n", body=b"1")])
-        consumer = await broker.consume("q")
-        (delivery,) = await consumer.receive(1, 10.0)
-        broker._office._publisher = Slow(broker._publisher, says_first=False)  # type: ignore[assignment]
-        settling = asyncio.create_task(consumer.settle([(delivery, Release(0.0))]))
-        await asyncio.sleep(0)
-        await consumer.close()
-        assert await settling == [None]
-        following = await broker.consume("q")
-        assert [one.attempt for one in await following.receive(5, 10.0)] == [1]
-        assert await following.receive(5, 1.0) == []
-        await broker.close()
+        async with opened(server, namespace) as broker:
+            await broker.publish([Message(id="1", topic="q", name="n", body=b"1")])
+            consumer = await broker.consume("q")
+            (delivery,) = await consumer.receive(1, 10.0)
+            broker._office._publisher = Slow(broker._publisher, says_first=False)  # type: ignore[assignment]
+            settling = asyncio.create_task(consumer.settle([(delivery, Release(0.0))]))
+            await asyncio.sleep(0)
+            await consumer.close()
+            assert await settling == [None]
+            following = await broker.consume("q")
+            assert [one.attempt for one in await following.receive(5, 10.0)] == [1]
+            assert await following.receive(5, 1.0) == []
 
     asyncio.run(main())
 
@@ -229,20 +236,17 @@ def test_what_is_given_up_leaves_nothing_open(server: Server) -> None:
                     await asyncio.wait_for(hasty.connect(), 0.2)
             proxy.silent = False
             await _until(lambda: not proxy.connections, "the connections are closed")
-        broker = AMQPBroker(url(server.port, namespace))
-        await broker.connect()
-        await declare(broker, "q")
-        for steps in range(20):
-            consumer = await broker.consume("q")
-            receiving = asyncio.create_task(consumer.receive(1, 5.0))
-            for _ in range(steps):
-                await asyncio.sleep(0)
-            receiving.cancel()
-            await asyncio.wait([receiving])
-            await consumer.close()
-        channels = broker._reading._connection._channels
-        await _until(lambda: not channels, "the channels are closed")
-        await broker.close()
+        async with opened(server, namespace) as broker:
+            for steps in range(20):
+                consumer = await broker.consume("q")
+                receiving = asyncio.create_task(consumer.receive(1, 5.0))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                receiving.cancel()
+                await asyncio.wait([receiving])
+                await consumer.close()
+            channels = broker._reading._connection._channels
+            await _until(lambda: not channels, "the channels are closed")
 
     asyncio.run(main())
 

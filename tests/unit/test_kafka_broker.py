@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from confluent_kafka import AcknowledgeType, IllegalStateException, ShareConsumer
@@ -23,6 +22,7 @@ from postroom.broker.kafka.ledger import Ledger
 from postroom.errors import BrokerUnavailable
 from postroom.message import Failure, Message, new_id
 from tests.conftest import wait_until
+from tests.kafka import namespace, opened
 from tests.servers import private
 from tests.unit.test_unique import check_beside_a_server
 
@@ -42,20 +42,14 @@ Play = Callable[[Callable[[KafkaBroker], Awaitable[None]]], None]
 
 @pytest.fixture
 def url(server: Server) -> str:
-    return f"{server.url}?namespace=t{uuid4().hex[:12]}&partitions=4&handover=5"
+    return f"{server.url}?{namespace()}&partitions=4&handover=5"
 
 
 @pytest.fixture
 def play(url: str) -> Play:
     async def run(scenario: Callable[[KafkaBroker], Awaitable[None]]) -> None:
-        broker = KafkaBroker(url)
-        await broker.connect()
-        try:
-            await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
-            async with asyncio.timeout(60):
-                await scenario(broker)
-        finally:
-            await broker.close()
+        async with opened(url, "q") as broker:
+            await scenario(broker)
 
     return lambda scenario: asyncio.run(run(scenario))
 

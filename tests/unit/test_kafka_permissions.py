@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import quote
-from uuid import uuid4
 
 import pytest
 from confluent_kafka.admin import (
@@ -21,10 +20,10 @@ from confluent_kafka.admin import (
 from services.certificates import Certificate, make_certificate
 from services.kafka import PASSWORD, USER, KafkaServer
 
-from postroom.broker.base import Ack, Subscription, Topic
-from postroom.broker.kafka import KafkaBroker
+from postroom.broker.base import Ack
 from postroom.errors import BrokerUnavailable, ConfigurationError, PostroomError
 from postroom.message import Message, new_id
+from tests.kafka import namespace, opened
 from tests.servers import started
 
 pytestmark = pytest.mark.server
@@ -42,19 +41,12 @@ def server(certificate: Certificate, tmp_path_factory: pytest.TempPathFactory) -
         yield server
 
 
-@asynccontextmanager
-async def opened(server: KafkaServer, certificate: Certificate) -> AsyncIterator[KafkaBroker]:
-    """As the user, in a namespace of its own, with a queue ``q``."""
+@pytest.fixture
+def url(server: KafkaServer, certificate: Certificate) -> str:
+    """As the user, in a namespace of its own."""
     who = f"{USER}:{quote(PASSWORD, safe='')}"
-    url = f"kafka+ssl://{who}@127.0.0.1:{server.secure_port}?ca={certificate.certificate}&timeout=3&partitions=1"
-    broker = KafkaBroker(f"{url}&namespace=t{uuid4().hex[:12]}&session=2")
-    await broker.connect()
-    try:
-        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
-        async with asyncio.timeout(60):
-            yield broker
-    finally:
-        await broker.close()
+    where = f"kafka+ssl://{who}@127.0.0.1:{server.secure_port}?ca={certificate.certificate}"
+    return f"{where}&{namespace()}&partitions=1&timeout=3&session=2"
 
 
 @contextmanager
@@ -87,13 +79,11 @@ NO_PRODUCER = (
 )
 
 
-def test_who_may_not_publish_is_told_and_works_once_it_is_allowed(
-    server: KafkaServer, certificate: Certificate
-) -> None:
+def test_who_may_not_publish_is_told_and_works_once_it_is_allowed(server: KafkaServer, url: str) -> None:
     """C1: a producer that has failed for good is replaced, and nobody waits for its confirmations."""
 
     async def scenario() -> None:
-        async with opened(server, certificate) as broker:
+        async with opened(url, "q") as broker:
             await broker._sender.close()  # The next one will ask for its id while it may not have one.
             with denied(server, *NO_PRODUCER):
                 async with asyncio.timeout(20):
@@ -112,9 +102,9 @@ def test_who_may_not_publish_is_told_and_works_once_it_is_allowed(
     asyncio.run(scenario())
 
 
-def test_who_may_not_join_is_told_and_joins_once_it_is_allowed(server: KafkaServer, certificate: Certificate) -> None:
+def test_who_may_not_join_is_told_and_joins_once_it_is_allowed(server: KafkaServer, url: str) -> None:
     async def scenario() -> None:
-        async with opened(server, certificate) as broker:
+        async with opened(url, "q") as broker:
             await broker.publish([message()])
             group = broker.options.names.group("q")
             with denied(server, (ResourceType.GROUP, group, AclOperation.READ)):

@@ -6,16 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException
 from services.base import Server
 
-from postroom.broker.base import Ack, Subscription, Topic
+from postroom.broker.base import Ack
 from postroom.broker.kafka import KafkaBroker, fetcher, member
 from postroom.errors import BrokerUnavailable
 from postroom.message import Message, new_id
+from tests.kafka import opened, url_of
 from tests.servers import private
 
 pytestmark = pytest.mark.server
@@ -28,17 +28,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @asynccontextmanager
-async def opened(server: Server) -> AsyncIterator[KafkaBroker]:
-    """With a message in its queue ``q``."""
-    broker = KafkaBroker(f"{server.url}?namespace=t{uuid4().hex[:12]}&partitions=1")
-    await broker.connect()
-    try:
-        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+async def waiting(server: Server) -> AsyncIterator[KafkaBroker]:
+    """A broker with a message in its queue ``q``."""
+    async with opened(url_of(server), "q") as broker:
         await broker.publish([Message(id=new_id(), topic="q", name="work", body=b"{}")])
-        async with asyncio.timeout(40):
-            yield broker
-    finally:
-        await broker.close()
+        yield broker
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, module: Any, method: str, code: int, *, times: int = 1) -> dict[str, int]:
@@ -62,7 +56,7 @@ def test_a_share_whose_state_is_not_told_is_asked_for_again(server: Server, monk
     """C17: nobody else would notice that this process has partitions and does nothing with them."""
 
     async def scenario() -> None:
-        async with opened(server) as broker:
+        async with waiting(server) as broker:
             left = refusing(monkeypatch, member, "committed", KafkaError._TIMED_OUT)
             consumer = await broker.consume("q")
             (delivery,) = await consumer.receive(1, 30.0)
@@ -76,7 +70,7 @@ def test_what_cannot_be_fetched_at_first_is_fetched_later(server: Server, monkey
     """C17: the server may go away just when the partitions have been shared out."""
 
     async def scenario() -> None:
-        async with opened(server) as broker:
+        async with waiting(server) as broker:
             left = refusing(monkeypatch, fetcher, "list_topics", KafkaError._TRANSPORT)
             consumer = await broker.consume("q")
             assert len(await consumer.receive(1, 30.0)) == 1
@@ -89,7 +83,7 @@ def test_a_settle_that_is_refused_can_be_tried_again(server: Server, monkeypatch
     """Somebody has taken a permission away, and gives it back: the worker still has what it held."""
 
     async def scenario() -> None:
-        async with opened(server) as broker:
+        async with waiting(server) as broker:
             left = refusing(monkeypatch, member, "commit", KafkaError.GROUP_AUTHORIZATION_FAILED, times=0)
             consumer = await broker.consume("q")
             (delivery,) = await consumer.receive(1, 30.0)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from confluent_kafka import KafkaError
 from services.base import Server
 
 from postroom.broker.base import Ack, Consumer, Delivery, Subscription, Topic
-from postroom.broker.kafka import KafkaBroker
 from postroom.broker.kafka.hub import READ_AHEAD
 from postroom.broker.kafka.ledger import FULL
 from postroom.broker.kafka.wire import Record
 from postroom.message import Message, new_id
+from tests.kafka import opened, url_of
 from tests.servers import private
 
 pytestmark = pytest.mark.server
@@ -32,20 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def url(server: Server) -> str:
-    return f"{server.url}?namespace=t{uuid4().hex[:12]}&partitions=1&handover=5"
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[KafkaBroker]:
-    """With a queue ``q``."""
-    broker = KafkaBroker(url)
-    await broker.connect()
-    try:
-        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
-        async with asyncio.timeout(60):
-            yield broker
-    finally:
-        await broker.close()
+    return f"{url_of(server)}&handover=5"
 
 
 def message(**fields: Any) -> Message:
@@ -69,7 +54,7 @@ def test_no_more_is_read_than_a_worker_will_soon_need(url: str) -> None:
     """C15: what is read ahead is work for nothing as soon as its partition moves to another process."""
 
     async def scenario() -> None:
-        async with opened(url) as broker:
+        async with opened(url, "q") as broker:
             await broker.publish([message() for _ in range(4000)])
             consumer = await broker.consume("q")
             taken = await consumer.receive(50, 10.0)
@@ -86,7 +71,7 @@ def test_no_more_is_read_than_a_worker_will_soon_need(url: str) -> None:
 
 def test_a_filter_that_wants_every_second_of_many(url: str) -> None:
     async def scenario() -> None:
-        async with opened(url) as broker:
+        async with opened(url, "q") as broker:
             await broker.declare([Topic(name="t")], [Subscription(name="eu", pattern="t", where={"region": "eu"})])
             sent = [message(topic="t", headers={"region": ("eu", "us")[number % 2]}) for number in range(1200)]
             await broker.publish(sent)
@@ -100,7 +85,7 @@ def test_delayed_ones_among_many_that_are_ready(url: str) -> None:
     """C6: they hold up nobody, though each is a hole in what is done; and they are kept."""
 
     async def scenario() -> None:
-        async with opened(url) as broker:
+        async with opened(url, "q") as broker:
             later = time.time() + 600.0
             sent = [message(not_before=later if number % 2 else None) for number in range(1200)]
             await broker.publish(sent)
@@ -116,7 +101,7 @@ def test_more_suspects_than_can_be_told_of_at_once(url: str) -> None:
     """C7: a process that dies with many leaves as many suspects in one partition; one after the other goes on."""
 
     async def scenario() -> None:
-        async with opened(url) as broker:
+        async with opened(url, "q") as broker:
             await broker.publish([message() for _ in range(400)])
             frozen = await broker.consume("q", lease=1.0)
             held: list[Delivery] = []
@@ -133,7 +118,7 @@ def test_what_a_former_holder_has_done_is_not_repeated_while_it_still_arrives(ur
     """I4: large messages come a few at a time; the first one may be done before those behind it are here."""
 
     async def scenario() -> None:
-        async with opened(url) as broker:
+        async with opened(url, "q") as broker:
             for _ in range(3):
                 await broker.publish([message(body=b'"%s"' % (b"x" * 200_000)) for _ in range(20)])
             consumer = await broker.consume("q")
@@ -151,7 +136,7 @@ def test_a_rebalance_waits_for_what_is_being_moved(url: str, monkeypatch: pytest
     """I3: a copy whose original is not known as done would be a second message."""
 
     async def scenario() -> None:
-        async with opened(url) as broker, opened(url) as other:
+        async with opened(url, "q") as broker, opened(url, "q") as other:
             one = await broker.consume("q", lease=60.0)
             await one.hub.joined()
             moving, confirmed = asyncio.Event(), asyncio.Event()

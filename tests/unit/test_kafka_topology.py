@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from confluent_kafka.admin import AdminClient
@@ -16,6 +14,7 @@ from postroom.broker.base import Ack, Dead, Subscription, Topic
 from postroom.broker.kafka import KafkaBroker
 from postroom.errors import ConfigurationError, SubscriptionNotFound, TopicNotFound
 from postroom.message import Failure, Message, new_id
+from tests.kafka import opened, url_of
 from tests.servers import private
 
 pytestmark = pytest.mark.server
@@ -31,18 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def url(server: Server) -> str:
-    return f"{server.url}?namespace=t{uuid4().hex[:12]}&partitions=1"
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[KafkaBroker]:
-    broker = KafkaBroker(url)
-    await broker.connect()
-    try:
-        async with asyncio.timeout(60):
-            yield broker
-    finally:
-        await broker.close()
+    return url_of(server)
 
 
 def queue(name: str) -> tuple[list[Topic], list[Subscription]]:
