@@ -127,18 +127,15 @@ def test_the_supervisor_hands_on_that_no_spare_is_wanted(faults: Stage) -> None:
 
 
 def test_nothing_is_charged_for_a_child_that_died_idle(faults: Stage, tasks: ModuleType) -> None:
+    """Not even while it is still dying, and the system calls it alive."""
     faults.worker("5")
-    before = tasks.crash.enqueue("not")
-    assert before.outcome(timeout=60).state is JobState.SUCCEEDED
-    idle = faults.wait_for("end", before.id)[0]["pid"]
-    os.kill(idle, signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while _alive(idle):
-        assert time.monotonic() < deadline, "a killed process lives on"
-        time.sleep(0.02)
-    job = tasks.crash.enqueue("not")
-    assert job.outcome(timeout=60).attempt == 1
-    assert faults.wait_for("end", job.id)[0]["pid"] != idle
+    last = tasks.crash.enqueue("not")
+    for _ in range(5):
+        assert last.outcome(timeout=60).attempt == 1
+        idle = faults.wait_for("end", last.id)[-1]["pid"]
+        os.kill(idle, signal.SIGKILL)
+        last = tasks.crash.enqueue("not")
+    assert last.outcome(timeout=60).attempt == 1
 
 
 def test_a_frozen_worker_is_fenced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,7 +203,7 @@ def test_a_pause_is_not_the_end_of_the_letters(server: Server, monkeypatch: pyte
 
 
 def test_a_consumer_that_closes_lets_settlements_end(server: Server) -> None:
-    """C16: the copy is stored, and its original would go back beside it."""
+    """C16: the copy is stored, and its original would go back beside it. The server takes its time to answer."""
     namespace = f"t{uuid4().hex[:8]}"
 
     async def main() -> None:
@@ -212,6 +212,14 @@ def test_a_consumer_that_closes_lets_settlements_end(server: Server) -> None:
             consumer = await broker.consume("q")
             (delivery,) = await consumer.receive(1, 10.0)
             broker._office._publisher = Slow(broker._publisher, says_first=False)  # type: ignore[assignment]
+            channel = consumer._source._channel
+            call = channel.call
+
+            async def late(method: str, **arguments: bool) -> None:
+                await asyncio.sleep(0.3 if method == "flow" else 0.0)
+                await call(method, **arguments)
+
+            channel.call = late
             settling = asyncio.create_task(consumer.settle([(delivery, Release(0.0))]))
             await asyncio.sleep(0)
             await consumer.close()

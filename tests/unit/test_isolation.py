@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import importlib
+import os
+import signal
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from postroom import App
-from postroom.broker.base import Delivery, Release
+from postroom.broker.base import Ack, Delivery, Release
 from postroom.message import Message
 from postroom.worker import isolation
 from postroom.worker.isolation import Child, ChildLost, ChildPool
 from postroom.worker.work import Work
 
 SOURCE = """
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +35,11 @@ def life() -> Iterator[None]:
     with opened.open("a") as file:
         file.write("opened\\n")
     yield
+
+
+@app.task(name="work", isolation="process")
+def work() -> int:
+    return os.getpid()
 """
 
 
@@ -43,15 +52,37 @@ def test_a_child_opens_nothing_before_it_is_needed(tmp_path: Path, monkeypatch: 
         child = Child("kept_ready", "app")
         try:
             await child.start()
-            assert child.is_alive
             assert not opened.exists()
-            await child.open()
-            await child.open()
+            await child.ask()
+            await child.ask()
             assert opened.read_text() == "opened\n"
         finally:
             child.close()
 
     asyncio.run(scenario())
+
+
+def test_a_message_is_not_charged_for_a_child_that_is_dying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C7: one that was killed a moment ago is alive as far as the system tells."""
+    (tmp_path / "dying_child.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    app = importlib.import_module("dying_child").app
+
+    async def scenario() -> None:
+        children = ChildPool("dying_child", "app", 1, spare=False)
+        pids = []
+        try:
+            for _ in range(5):
+                outcome = await children.run(_work(app), lambda _: None, lambda *_: None)
+                assert isinstance(outcome, Ack)
+                pids.append(int(outcome.result or 0))
+                os.kill(pids[-1], signal.SIGKILL)
+        finally:
+            await children.close()
+        assert len(set(pids)) == 5
+
+    asyncio.run(scenario())
+    app.close()
 
 
 def test_a_child_that_cannot_import_the_app_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,21 +111,14 @@ def test_what_the_system_refuses_gives_the_message_back(lacking: str, monkeypatc
     monkeypatch.setattr(*target, refuse)
     app = App("memory://")
 
-    @app.task(isolation="process")
+    @app.task(name="work", isolation="process")
     def work() -> None:
         raise AssertionError
 
-    delivery = Delivery(
-        message=Message(id="m", topic="default", name="work", body=b"[]"), subscription="default", attempt=1
-    )
-    handler = app.topology.handler("default", work.name)
-    assert handler is not None
-
     async def scenario() -> object:
         children = ChildPool("any", "app", 2, spare=False)
-        given = Work(delivery, handler, cast("Any", None), 0.0, lambda *_: None)
         try:
-            return await children.run(given, lambda _: None, lambda *_: None)
+            return await children.run(_work(app), lambda _: None, lambda *_: None)
         finally:
             await children.close()
 
@@ -118,3 +142,12 @@ def test_a_spare_is_kept_only_where_it_is_wanted(tmp_path: Path, monkeypatch: py
 
     assert asyncio.run(started(spare=True)) == 1
     assert asyncio.run(started(spare=False)) == 0
+
+
+def _work(app: App) -> Work:
+    """The first attempt of a message for the task ``work``."""
+    message = Message(id="m", topic="default", name="work", body=b"{}")
+    handler = app.topology.handler("default", "work")
+    assert handler is not None
+    delivery = Delivery(message=message, subscription="default", attempt=1)
+    return Work(delivery, handler, cast("Any", None), 0.0, lambda *_: None)

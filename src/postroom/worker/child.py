@@ -45,8 +45,10 @@ async def _serve(app: App, connection: Connection, requests: asyncio.Queue[wire.
         executor = Executor(resources, [], app.blobs, app.max_message_size)
         reporter = _Reporter(connection)
         connection.send_bytes(wire.encode_reply(wire.READY))
-        while (request := await requests.get()) is not None:
-            connection.send_bytes(wire.encode_reply(await _run(app, executor, reporter, request)))
+        while True:
+            request = await requests.get()
+            reply = wire.READY if request is None else await _run(app, executor, reporter, request)
+            connection.send_bytes(wire.encode_reply(reply))
 
 
 def _read(

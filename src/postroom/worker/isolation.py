@@ -37,11 +37,6 @@ class Child:
             target=child.main, args=(theirs, module, variable), name="postroom-isolated", daemon=True
         )
         self._theirs = theirs
-        self._is_open = False
-
-    @property
-    def is_alive(self) -> bool:
-        return self._process.is_alive()
 
     async def start(self) -> None:
         """Have it import the app. Raises ``ChildLost`` if it does not come up."""
@@ -55,12 +50,13 @@ class Child:
             self._theirs.close()
         await self._ready()
 
-    async def open(self) -> None:
-        """Have it open the app's resources, the first time. Raises ``ChildLost`` if it cannot."""
-        if not self._is_open:
-            self._send(None)
-            await self._ready()
-            self._is_open = True
+    async def ask(self) -> None:
+        """Return once it answers; the first time, with the app's resources opened. Raises ``ChildLost``.
+
+        The system may still call a process alive that has been killed and is ending.
+        """
+        self._send(None)
+        await self._ready()
 
     async def run(self, work: Work, progress: Callable[[Progress], None]) -> Outcome:
         """Raises ``ChildLost`` if the process ends before it has answered."""
@@ -191,27 +187,27 @@ class ChildPool:
 
     async def _take(self) -> Child:
         """A child that can run something now. Raises ``ChildLost``."""
-        process = await self._waiting() or await self._start()
+        while (process := await self._waiting()) is not None:
+            try:
+                return await self._answering(process)
+            except ChildLost as error:
+                # It died without work, so no message is to blame.
+                logger.warning("a child process that waited for work is lost: %s", error)
+        return await self._answering(await self._start())
+
+    async def _waiting(self) -> Child | None:
+        if not self._idle and self._spare is not None:
+            spare, self._spare = self._spare, None
+            return await spare
+        return self._idle.pop() if self._idle else None
+
+    async def _answering(self, process: Child) -> Child:
         try:
-            await process.open()
+            await process.ask()
         except BaseException:
             self._discard(process)
             raise
         return process
-
-    async def _waiting(self) -> Child | None:
-        while True:
-            while self._idle:
-                process = self._idle.pop()
-                if process.is_alive:
-                    return process
-                # It died without work, so no message is to blame.
-                self._discard(process)
-            if self._spare is None:
-                return None
-            spare, self._spare = self._spare, None
-            started = await spare
-            self._idle += [] if started is None else [started]
 
     async def _prepared(self) -> Child | None:
         try:

@@ -10,7 +10,7 @@ from postroom.broker.base import Ack, Cancel, Dead, Outcome, Release, Retry
 from postroom.message import Message, Progress
 
 READY = "Ready"
-"""The child has imported the app; and then again: it has opened its resources."""
+"""The child has imported the app; or, each time it is asked: it is there, its resources are open."""
 
 _REPLIES: dict[str, Any] = {kind.__name__: kind for kind in (Ack, Cancel, Dead, Release, Retry, Progress)}
 
@@ -28,7 +28,7 @@ _reply = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])
 
 
 def encode_request(request: Request | None) -> bytes:
-    """``None`` asks the child to open the app's resources; it comes first, and once."""
+    """``None`` asks the child whether it is there. It comes first: then the child opens the app's resources."""
     # A message without headers has a read-only mapping of none, which MessagePack does not know.
     return msgspec.msgpack.encode(request, enc_hook=dict)
 

@@ -52,6 +52,7 @@ class AMQPConsumer(Consumer):
         self._suspects: deque[Held] = deque()
         self._leased: set[Held] = set()
         self._receiving = 0
+        self._settling = 0
         self._idle_since = 0.0
         self._wake = asyncio.Event()
         self._shelf = Shelf(office, name, self._lost)
@@ -133,10 +134,12 @@ class AMQPConsumer(Consumer):
                 # Until it is done, the same delivery later in the batch is a second settlement.
                 held.is_settling = True
                 chosen[index] = (held, outcome)
+        self._settling += 1
         try:
             for index, error in (await self._perform(chosen)).items():
                 answers[index] = error
         finally:
+            self._settling -= 1
             for held, _ in chosen.values():
                 held.is_settling = False
         return answers
@@ -169,7 +172,7 @@ class AMQPConsumer(Consumer):
             finally:
                 if self._tasks:
                     await asyncio.wait(self._tasks)
-                while any(held.is_settling for held in self._leased):  # noqa: ASYNC110 -- told by no event
+                while self._settling:  # noqa: ASYNC110 -- told by no event
                     await asyncio.sleep(_TEND)
                 await self._shelf.close()
                 # Whatever could not be stored: while its channel is open nobody else gets what it holds.
