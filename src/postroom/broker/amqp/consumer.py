@@ -10,7 +10,7 @@ from typing import Any
 
 from postroom.broker.amqp import outcomes, wire
 from postroom.broker.amqp.copies import Copy
-from postroom.broker.amqp.held import Held, ack
+from postroom.broker.amqp.held import Held, ack, line_up
 from postroom.broker.amqp.office import Office
 from postroom.broker.amqp.shelf import Shelf
 from postroom.broker.amqp.subscriber import Subscriber
@@ -242,7 +242,7 @@ class AMQPConsumer(Consumer):
         elif copy.due is not None and copy.due > now:
             self._give_back([(held, copy.released(copy.due), copy.due - now)])
         else:
-            _line_up(held, self._suspects if copy.is_suspect else self._buffer)
+            line_up(held, self._suspects if copy.is_suspect else self._buffer)
             self._wake.set()
             if len(self._suspects) == _SUSPECTS + 1:
                 # Many come at once, when a worker has died: look when all that was read with it is here.
@@ -391,12 +391,3 @@ class AMQPConsumer(Consumer):
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.warning("%s: %s", self._name, error)
-
-
-def _line_up(held: Held, line: deque[Held]) -> None:
-    """The more urgent before the others; the server hands them over so, but not if they were published meanwhile."""
-    priority = held.copy.message.priority
-    place = len(line)
-    while place and line[place - 1].copy.message.priority < priority:
-        place -= 1
-    line.insert(place, held)

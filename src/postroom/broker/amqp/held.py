@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from postroom.broker.amqp.copies import Copy
@@ -39,3 +40,12 @@ def ack(held: Sequence[Held]) -> None:
             by_source.setdefault(one.source, []).append(one.tag)
     for source, tags in by_source.items():
         source.ack(tags)
+
+
+def line_up(held: Held, line: deque[Held]) -> None:
+    """The more urgent before the others; the server hands them over so, but not if they were published meanwhile."""
+    priority = held.copy.message.priority
+    place = len(line)
+    while place and line[place - 1].copy.message.priority < priority:
+        place -= 1
+    line.insert(place, held)
