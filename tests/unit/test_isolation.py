@@ -14,20 +14,25 @@ import pytest
 
 from postroom import App
 from postroom.broker.base import Ack, Delivery, Release
-from postroom.message import Message
+from postroom.message import Message, Progress
 from postroom.worker import isolation
 from postroom.worker.isolation import Child, ChildLost, ChildPool
 from postroom.worker.work import Work
+from tests.conftest import wait_until
 
 SOURCE = """
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from postroom import App
+from postroom import INJECTED, App, Context
 
 app = App("memory://")
 opened = Path(__file__).with_name("opened")
+may_tell = Path(__file__).with_name("may_tell")
+told = Path(__file__).with_name("told")
 
 
 @app.lifespan
@@ -38,8 +43,17 @@ def life() -> Iterator[None]:
 
 
 @app.task(name="work", isolation="process")
-def work() -> int:
+def work(ctx: Context = INJECTED) -> int:
+    threading.Thread(target=tell, args=(ctx,), daemon=True).start()
     return os.getpid()
+
+
+def tell(ctx: Context) -> None:
+    while not may_tell.exists():
+        time.sleep(0.01)
+    ctx.progress(0.5)
+    ctx.progress(0.6)
+    told.touch()
 """
 
 
@@ -80,6 +94,35 @@ def test_a_message_is_not_charged_for_a_child_that_is_dying(tmp_path: Path, monk
         finally:
             await children.close()
         assert len(set(pids)) == 5
+
+    asyncio.run(scenario())
+    app.close()
+
+
+def test_what_an_earlier_handler_still_tells_is_not_told_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "telling_child.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    app = importlib.import_module("telling_child").app
+    reports: list[Progress] = []
+
+    async def run(children: ChildPool) -> int:
+        outcome = await children.run(_work(app), lambda _: None, lambda _, progress: reports.append(progress))
+        assert isinstance(outcome, Ack)
+        return int(outcome.result or 0)
+
+    async def scenario() -> None:
+        children = ChildPool("telling_child", "app", 1, spare=False)
+        try:
+            first = await run(children)
+            (tmp_path / "may_tell").touch()
+            await asyncio.to_thread(wait_until, (tmp_path / "told").exists, "it has told")
+            (tmp_path / "may_tell").unlink()
+            assert await run(children) == first
+        finally:
+            await children.close()
+        assert not reports
 
     asyncio.run(scenario())
     app.close()

@@ -18,8 +18,8 @@ logger = logging.getLogger("postroom.worker")
 
 _spawn = multiprocessing.get_context("spawn")
 
-START_TIMEOUT = 60.0
-"""Seconds a child may take to import the app, and again to open its resources."""
+ANSWER_TIMEOUT = 60.0
+"""Seconds a child may take to import the app, and again to answer, with its resources open, before each work."""
 BROKEN_START_DELAY = 5.0
 """Seconds before a message is tried again that no child could be started for."""
 
@@ -88,10 +88,12 @@ class Child:
 
     async def _ready(self) -> None:
         try:
-            async with asyncio.timeout(START_TIMEOUT):
-                await self._receive()
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                # What a thread that the last handler left behind has told belongs to no work.
+                while await self._receive() != wire.READY:
+                    pass
         except TimeoutError as error:
-            raise ChildLost(f"did not start within {START_TIMEOUT} s") from error
+            raise ChildLost(f"did not answer within {ANSWER_TIMEOUT} s") from error
 
     async def _receive(self) -> Outcome | Progress | str:
         await self._readable()
