@@ -56,6 +56,25 @@ def tell(ctx: Context) -> None:
     told.touch()
 """
 
+TALKING = """
+import threading
+
+from postroom import INJECTED, App, Context
+
+app = App("memory://")
+
+
+@app.task(name="work", isolation="process")
+def work(ctx: Context = INJECTED) -> str:
+    threading.Thread(target=tell, args=(ctx,), daemon=True).start()
+    return "x" * 200_000
+
+
+def tell(ctx: Context) -> None:
+    for _ in range(2_000):
+        ctx.progress(0.5)
+"""
+
 
 def test_a_child_opens_nothing_before_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "kept_ready.py").write_text(SOURCE)
@@ -125,6 +144,31 @@ def test_what_an_earlier_handler_still_tells_is_not_told_of_the_next(
         assert not reports
 
     asyncio.run(scenario())
+    app.close()
+
+
+def test_a_long_result_is_whole_whatever_a_thread_tells_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "talking_child.py").write_text(TALKING)
+    monkeypatch.syspath_prepend(tmp_path)
+    app = importlib.import_module("talking_child").app
+
+    async def scenario() -> None:
+        children = ChildPool("talking_child", "app", 1, spare=False)
+        try:
+            for _ in range(10):
+                outcome = await children.run(_work(app), lambda _: None, lambda *_: None)
+                assert isinstance(outcome, Ack)
+                assert outcome.result == b'"' + b"x" * 200_000 + b'"'
+        finally:
+            await children.close()
+
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await scenario()
+
+    asyncio.run(bounded())
     app.close()
 
 

@@ -36,19 +36,18 @@ def main(connection: Connection, module: str, variable: str) -> None:
 
 
 async def _serve(app: App, connection: Connection, requests: asyncio.Queue[wire.Request | None]) -> None:
-    connection.send_bytes(wire.encode_reply(wire.READY))
+    replies = _Replies(connection)
+    replies.send(wire.READY)
     # A spare child may wait for ever: it should not hold what the app opens, such as connections.
     await requests.get()
     async with AsyncExitStack() as stack:
         resources = await app.lifecycle.open(stack)
         # Middleware runs in the worker, around the whole of this.
         executor = Executor(resources, [], app.blobs, app.max_message_size)
-        reporter = _Reporter(connection)
-        connection.send_bytes(wire.encode_reply(wire.READY))
+        replies.send(wire.READY)
         while True:
             request = await requests.get()
-            reply = wire.READY if request is None else await _run(app, executor, reporter, request)
-            connection.send_bytes(wire.encode_reply(reply))
+            replies.send(wire.READY if request is None else await _run(app, executor, replies, request))
 
 
 def _read(
@@ -63,27 +62,30 @@ def _read(
         loop.call_soon_threadsafe(requests.put_nowait, wire.decode_request(data))
 
 
-async def _run(app: App, executor: Executor, reporter: _Reporter, request: wire.Request) -> Outcome:
+async def _run(app: App, executor: Executor, replies: _Replies, request: wire.Request) -> Outcome:
     delivery = Delivery(message=request.message, subscription=request.subscription, attempt=request.attempt)
     handler = app.topology.handler(request.subscription, request.message.name)
     if handler is None:
         raise LookupError(f"the app in the child process has no handler for {request.message.name!r}")
     handler.compile()
-    work = Work(delivery, handler, _NO_SOURCE, 0.0, reporter)
+    work = Work(delivery, handler, _NO_SOURCE, 0.0, lambda _, progress: replies.send(progress))
     if handler.is_async:
         return await executor.acall(work, None)
     # As in a worker, not on the event loop: Django's ORM refuses to work there, and asyncio.run() in a handler fails.
     return await asyncio.to_thread(executor.call, work, None)
 
 
-class _Reporter:
-    """Sends progress to the worker, which sends it on."""
+class _Replies:
+    """To the worker; from any thread."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._lock = threading.Lock()
 
-    def __call__(self, work: Work, progress: Progress) -> None:
-        self._connection.send_bytes(wire.encode_reply(progress))
+    def send(self, reply: Outcome | Progress | str) -> None:
+        # A long one is written in parts: what a thread of the handler tells meanwhile must not come in between.
+        with self._lock:
+            self._connection.send_bytes(wire.encode_reply(reply))
 
 
 _NO_SOURCE: Source = None  # type: ignore[assignment]  # settled by the worker, from which the child knows no source

@@ -57,17 +57,15 @@ class SimulatedChild(Child):
         """Made only for those that are to run something."""
         return self._imported.made_for(self._child)
 
-    @property
-    def is_alive(self) -> bool:
-        return not self._child.dead
-
     async def start(self) -> None:
         await asyncio.sleep(_START_TIME)
         if self._child.dead:
             raise ChildLost("simulated: died at its start")
 
-    async def open(self) -> None:
-        """There are no resources."""
+    async def ask(self) -> None:
+        """There are no resources to open."""
+        if self._child.dead:
+            raise ChildLost("simulated: died while it waited for work")
 
     async def run(self, work: Work, progress: Callable[[Progress], None]) -> Outcome:
         delivery = work.delivery
@@ -101,10 +99,9 @@ class SimulatedChild(Child):
             self._parent.main.call_soon(progress if isinstance(value, Progress) else answer.set_result, value)
 
         app = self._app
-        reporter = child._Reporter(SimpleNamespace(send_bytes=reply))  # type: ignore[arg-type]
+        replies = child._Replies(SimpleNamespace(send_bytes=reply))  # type: ignore[arg-type]
         executor = Executor({}, [], app.blobs, app.max_message_size)
-        outcome = await child._run(app, executor, reporter, request)
-        reply(wire.encode_reply(outcome))
+        replies.send(await child._run(app, executor, replies, request))
 
     def _mourn(self) -> None:
         self._imported.observed.ended(self._child.name, self._child.machine.monotonic)
