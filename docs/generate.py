@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from postroom.broker.base import Capabilities
+from postroom.broker.base import PRIORITIES, Capabilities
 from postroom.broker.registry import GROUP
 
 _MEANING = {
@@ -69,6 +69,8 @@ def updated(page: str) -> str:
 def _shown(name: str, value: object) -> str:
     if name == "durability":
         return _SURVIVES[str(value)]
+    if name == "priorities":
+        return "1 to 9" if value == PRIORITIES else "with lanes"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:

@@ -12,7 +12,6 @@ from services.base import TOOLS, ServiceMissing, installing
 
 RELEASE = os.environ.get("POSTROOM_DEBIAN", "forky")
 """Where the newer servers are from."""
-MIRROR = "http://deb.debian.org/debian"
 
 _BASE = ("base-files", "coreutils", "dash", "grep", "libc-bin", "sed", "util-linux")
 """What every Debian has, and so no package names it: the links of its folders, what scripts need, and a locale."""
@@ -64,7 +63,7 @@ def _download(release: str, apt: Path, work: Path, package: str) -> None:
     """The package with all it depends on, as archives. What is known of the release is kept in ``apt``."""
     for path in (apt / "lists" / "partial", work / "archives" / "partial"):
         path.mkdir(parents=True, exist_ok=True)
-    (apt / "sources.list").write_text(f"deb [signed-by={_KEYRING}] {MIRROR} {release} main\n")
+    (apt / "sources.list").write_text(f"deb [signed-by={_KEYRING}] {_mirror()} {release} main\n")
     # As if nothing were installed: the whole of it is downloaded, and nothing of this machine is touched.
     (work / "status").touch()
     settings = {
@@ -87,6 +86,20 @@ def _download(release: str, apt: Path, work: Path, package: str) -> None:
     if not _succeeds(download):
         _run([*begin, "update"], package)
         _run(download, package)
+
+
+def _mirror() -> str:
+    """Where this machine has its own Debian from. Raises ``ServiceMissing``."""
+    listing = ["apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"]
+    for _ in range(2):
+        done = subprocess.run(listing, capture_output=True, text=True, check=False)
+        for line in done.stdout.splitlines():
+            label, _, address = line.partition(" ")
+            if label == "Debian":
+                return address
+        # What belongs to whom is known only once the lists were fetched.
+        _run(["apt-get", "-qq", "update"], "the list of packages")
+    raise ServiceMissing("packages of another Debian release need apt sources of Debian itself")
 
 
 def _unpack(archives: Path, root: Path) -> None:

@@ -90,7 +90,7 @@ def test_imports_point_upwards_only(module: str) -> None:
 @pytest.mark.parametrize("module", sorted(name for name in MODULES if name.startswith("postroom.broker.")))
 def test_adapters_know_neither_each_other_nor_the_worker(module: str) -> None:
     adapter = module.split(".")[2]
-    shared = {"address", "base", "demands", "leasing", "refusals", "registry", "routing", "thread"}
+    shared = {"address", "base", "demands", "lanes", "leasing", "refusals", "registry", "routing", "thread"}
     for imported in imports_of(MODULES[module], top_level=False):
         parts = imported.split(".")
         if parts[:2] == ["postroom", "broker"] and len(parts) > 2:

@@ -353,7 +353,7 @@ class App:
         return with_store(make_broker(self.url), self._store)
 
     async def _declare(self, broker: Broker) -> None:
-        from postroom.broker.demands import check_topology
+        from postroom.broker.demands import check_tasks, check_topology
 
         if not broker.capabilities.jobs:
             logger.warning(
@@ -362,6 +362,7 @@ class App:
             )
         topics = self.topology.topics_on(broker.capabilities)
         check_topology(broker.capabilities, topics, self.topology.subscriptions)
+        check_tasks(broker.capabilities, self.topology.tasks.values())
         await broker.declare(topics, self.topology.subscriptions)
 
 

@@ -22,7 +22,7 @@ from services.base import Server, free_port
 import postroom.testing.conformance  # noqa: F401 -- fills the suite
 from postroom import App, UnsupportedOperation, create_outbox
 from postroom.broker.amqp import AMQPBroker
-from postroom.broker.base import Ack, Broker, Capabilities, Subscription, Topic
+from postroom.broker.base import PRIORITIES, Ack, Broker, Capabilities, Subscription, Topic
 from postroom.message import Message, new_id
 from postroom.store.outbox.relay import Relay
 from postroom.testing.harness import Harness
@@ -44,7 +44,7 @@ globals().update(
 class RabbitMQ4Harness(RabbitMQHarness):
     @property
     def capabilities(self) -> Capabilities:
-        return msgspec.structs.replace(AMQPBroker.capabilities, priorities=True)
+        return msgspec.structs.replace(AMQPBroker.capabilities, priorities=PRIORITIES)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def message(**options: Any) -> Message:
     ("capability", "value", "asking"),
     [
         ("deduplication", False, {"idempotency_key": "k"}),
-        ("priorities", False, {"priority": 1}),
+        ("priorities", frozenset({2}), {"priority": 1}),
         ("expiry", False, {"expires_at": NOW + 1}),
         ("delay", 900.0, {"not_before": NOW + 901}),
     ],
@@ -68,7 +68,7 @@ def test_a_topic_asks_for_too_much() -> None:
 
 def test_the_others_of_a_batch_are_published() -> None:
     class Plain(MemoryBroker):
-        capabilities: ClassVar[Capabilities] = msgspec.structs.replace(ALL, priorities=False)
+        capabilities: ClassVar[Capabilities] = msgspec.structs.replace(ALL, priorities=frozenset())
 
     async def act() -> None:
         broker = Plain(f"memory://{new_id()}")

@@ -25,7 +25,7 @@ import msgspec
 
 from postroom.doctor import Finding
 from postroom.errors import PostroomError, SettlementError, UnsupportedOperation
-from postroom.message import NO_HEADERS, DeadLetter, Failure, Message
+from postroom.message import MAX_PRIORITY, NO_HEADERS, DeadLetter, Failure, Message
 from postroom.store.base import JobStore
 
 
@@ -44,7 +44,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """``publish_in`` joins the caller's own database transaction."""
     delay: float | None
     """Longest delay in seconds; ``None``: any."""
-    priorities: bool
+    priorities: frozenset[int]
+    """Those it keeps apart, besides 0: ``PRIORITIES``, or some, or none."""
     fifo: bool
     """Of one priority, the longer ready comes first, and what was released at once comes ahead of all.
     Else roughly so."""
@@ -71,6 +72,10 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Keeps published events for later subscriptions (``start="earliest"``) and ``replay``."""
     max_message_size: int | None = None
     """Bytes of body the broker itself can take; ``None``: no limit of its own."""
+
+
+PRIORITIES = frozenset(range(1, MAX_PRIORITY + 1))
+"""All that a message can ask for. The conformance suite takes either all of them or none."""
 
 
 class Topic(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import get_args
 
-from postroom.broker.base import Capabilities, Subscription, Topic
+from postroom.broker.base import PRIORITIES, Capabilities, Subscription, Topic
 from postroom.errors import UnsupportedOperation
-from postroom.message import Message
+from postroom.handler import Handler
+from postroom.message import Message, Unique
 
 _STORE = "; App(store=…) or POSTROOM_STORE adds them, or choose a broker that can"
 _ANOTHER = "; leave it out, or choose a broker that can"
@@ -18,7 +20,7 @@ def serves_all(capabilities: Capabilities) -> bool:
         capabilities.deduplication
         and capabilities.unique
         and capabilities.expiry
-        and capabilities.priorities
+        and capabilities.priorities >= PRIORITIES
         and capabilities.delay is None
         and capabilities.max_message_size is None
     )
@@ -27,13 +29,11 @@ def serves_all(capabilities: Capabilities) -> bool:
 def unmet(capabilities: Capabilities, message: Message, now: float) -> UnsupportedOperation | None:
     """Why the broker cannot do what ``message`` asks for; ``None`` if it can. ``now``: unix time."""
     if message.idempotency_key is not None and not capabilities.deduplication:
-        return UnsupportedOperation(f"this broker knows no idempotency keys{_STORE}", "deduplication")
+        return _no_keys()
     if message.unique is not None and not capabilities.unique:
-        return UnsupportedOperation(f"unique={message.unique!r}: this broker knows no unique jobs{_STORE}", "unique")
-    if message.priority and not capabilities.priorities:
-        return UnsupportedOperation(
-            f"priority={message.priority}: this broker has no priorities{_ANOTHER}", "priorities"
-        )
+        return _no_unique(message.unique)
+    if message.priority and message.priority not in capabilities.priorities:
+        return _no_priority(capabilities, message.priority)
     if message.expires_at is not None and not capabilities.expiry:
         return UnsupportedOperation(f"expires: with this broker no message expires{_ANOTHER}", "expiry")
     if message.not_before is not None and capabilities.delay is not None:
@@ -43,6 +43,21 @@ def unmet(capabilities: Capabilities, message: Message, now: float) -> Unsupport
                 f"a delay of {delay:,.0f} s: this broker can delay by {capabilities.delay:,.0f} s{_ANOTHER}", "delay"
             )
     return None
+
+
+def check_tasks(capabilities: Capabilities, tasks: Iterable[Handler]) -> None:
+    """Raises ``UnsupportedOperation`` for the first task whose every job would be refused."""
+    for task in tasks:
+        priority, unique = task.options.priority, task.options.unique
+        refusal = None
+        if priority and priority not in capabilities.priorities:
+            refusal = _no_priority(capabilities, priority)
+        elif unique in get_args(Unique) and not capabilities.unique:
+            refusal = _no_unique(unique)
+        elif unique is not None and not capabilities.deduplication:
+            refusal = _no_keys()
+        if refusal is not None:
+            raise UnsupportedOperation(f"task {task.name!r}: {refusal}", refusal.capability)
 
 
 def check_topology(capabilities: Capabilities, topics: Sequence[Topic], subscriptions: Sequence[Subscription]) -> None:
@@ -74,3 +89,20 @@ _NAMES = {
     "retention": 'retained messages (start="earliest")',
     "limits": "limits of queues (queue_limit=)",
 }
+
+
+def _no_priority(capabilities: Capabilities, priority: int) -> UnsupportedOperation:
+    wanted = ",".join(map(str, sorted({*capabilities.priorities, priority})))
+    return UnsupportedOperation(
+        f"priority={priority}: this broker does not keep it apart; add ?priorities={wanted} to its URL, and each queue "
+        "has one more beside it for each of these, or leave it out",
+        "priorities",
+    )
+
+
+def _no_unique(unique: object) -> UnsupportedOperation:
+    return UnsupportedOperation(f"unique={unique!r}: this broker knows no unique jobs{_STORE}", "unique")
+
+
+def _no_keys() -> UnsupportedOperation:
+    return UnsupportedOperation(f"this broker knows no idempotency keys{_STORE}", "deduplication")

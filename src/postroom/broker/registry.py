@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 from postroom.broker.base import Broker
+from postroom.broker.lanes import LanedBroker, take_levels
 from postroom.clock import Clock
 from postroom.errors import ConfigurationError
 
@@ -28,5 +29,6 @@ def make_broker(url: str, *, clock: Clock | None = None) -> Broker:
         *ours, adapter = known[scheme].module.split(".")
         hint = f"pip install 'postroom[{adapter if ours == ['postroom', 'broker'] else scheme}]'"
         raise ConfigurationError(f"{scheme}:// needs a package that is missing ({error}); {hint}") from error
-    broker: Broker = broker_class(url, clock=clock)
-    return broker
+    address, levels = take_levels(url)
+    broker: Broker = broker_class(address, clock=clock)
+    return LanedBroker(broker, levels, clock=clock) if levels else broker

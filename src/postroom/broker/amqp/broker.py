@@ -18,7 +18,7 @@ from postroom.broker.amqp.link import NOT_FOUND, Link, Refused
 from postroom.broker.amqp.office import Office, gone
 from postroom.broker.amqp.ordered import OrderedConsumer
 from postroom.broker.amqp.topology import PRIORITIES_SINCE, Directory, version_of
-from postroom.broker.base import Broker, Capabilities, Consumer, Subscription, SubscriptionStats, Topic
+from postroom.broker.base import PRIORITIES, Broker, Capabilities, Consumer, Subscription, SubscriptionStats, Topic
 from postroom.broker.demands import check_topology
 from postroom.broker.routing import matches
 from postroom.clock import Clock, SystemClock
@@ -56,7 +56,7 @@ class AMQPBroker(Broker):
         jobs=False,
         transactional_publish=False,
         delay=None,
-        priorities=False,
+        priorities=frozenset(),
         fifo=False,
         ordering=True,
         patterns=True,
@@ -102,7 +102,7 @@ class AMQPBroker(Broker):
             raise
         if version_of(self._reading.server) >= PRIORITIES_SINCE:
             # Of the class it is what every supported server can do.
-            self.capabilities = msgspec.structs.replace(self.capabilities, priorities=True)  # type: ignore[misc]
+            self.capabilities = msgspec.structs.replace(self.capabilities, priorities=PRIORITIES)  # type: ignore[misc]
 
     async def close(self) -> None:
         if self._closed:

@@ -60,7 +60,7 @@ class KafkaBroker(Broker):
         jobs=False,
         transactional_publish=False,
         delay=None,
-        priorities=False,
+        priorities=frozenset(),
         fifo=False,
         ordering=True,
         patterns=True,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from postroom.broker.base import (
+    PRIORITIES,
     Broker,
     Capabilities,
     Subscription,
@@ -43,7 +44,7 @@ class MemoryBroker(Broker):
         jobs=True,
         transactional_publish=False,
         delay=None,
-        priorities=True,
+        priorities=PRIORITIES,
         fifo=True,
         ordering=True,
         patterns=True,

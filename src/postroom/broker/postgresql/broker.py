@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
-from postroom.broker.base import Broker, Capabilities, Subscription, SubscriptionStats, Topic
+from postroom.broker.base import PRIORITIES, Broker, Capabilities, Subscription, SubscriptionStats, Topic
 from postroom.broker.postgresql import doctor, joining, publish, rows, topology
 from postroom.broker.postgresql.address import parse
 from postroom.broker.postgresql.bell import Bell, Subs
@@ -50,7 +50,7 @@ class PostgreSQLBroker(Broker):
         jobs=True,
         transactional_publish=True,
         delay=None,
-        priorities=True,
+        priorities=PRIORITIES,
         fifo=True,
         ordering=True,
         patterns=True,

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from redis.exceptions import RedisError
 
-from postroom.broker.base import Broker, Capabilities, Subscription, SubscriptionStats, Topic
+from postroom.broker.base import PRIORITIES, Broker, Capabilities, Subscription, SubscriptionStats, Topic
 from postroom.broker.redis import doctor, publish, records, retained
 from postroom.broker.redis.address import parse
 from postroom.broker.redis.consumer import RedisConsumer
@@ -43,7 +43,7 @@ class RedisBroker(Broker):
         jobs=True,
         transactional_publish=False,
         delay=None,
-        priorities=True,
+        priorities=PRIORITIES,
         fifo=True,
         ordering=True,
         patterns=True,

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from postroom.broker.base import Broker, Capabilities, Consumer, Subscription, SubscriptionStats, Topic
+from postroom.broker.base import PRIORITIES, Broker, Capabilities, Consumer, Subscription, SubscriptionStats, Topic
 from postroom.broker.sqlite import doctor, holders, janitor, letters, schema
 from postroom.broker.sqlite.bell import Bell
 from postroom.broker.sqlite.consumer import SQLiteConsumer
@@ -44,7 +44,7 @@ class SQLiteBroker(Broker):
         jobs=True,
         transactional_publish=True,
         delay=None,
-        priorities=True,
+        priorities=PRIORITIES,
         fifo=True,
         ordering=True,
         patterns=True,

@@ -52,7 +52,7 @@ class SQSBroker(Broker):
         jobs=False,
         transactional_publish=False,
         delay=None,
-        priorities=False,
+        priorities=frozenset(),
         fifo=False,
         ordering=True,
         patterns=True,

@@ -26,6 +26,7 @@ from postroom.testing.conformance import (  # noqa: F401
     lifecycle,
     limits,
     ordering,
+    priorities,
     publish,
     retention,
     settle,
