@@ -1,4 +1,5 @@
-"""Writes the table of what each broker can do into docs/semantics.md, from the brokers' own ``Capabilities``."""
+"""Writes into docs/semantics.md what each broker can do, from its ``Capabilities``, and how it keeps each promise, from
+the table on its page."""
 
 from __future__ import annotations
 
@@ -39,7 +40,19 @@ _SURVIVES = {
     "fsync": "a power cut (`fsync`)",
     "replicated": "the loss of a machine (`replicated`)",
 }
-_MARKED = re.compile(r"(<!-- generated: capabilities -->\n).*?(<!-- end -->)", re.DOTALL)
+_PAGES = {
+    "PostgreSQL": "postgresql.md",
+    "RabbitMQ": "rabbitmq.md",
+    "Kafka": "kafka.md",
+    "Redis": "redis.md",
+    "SQS": "sqs.md",
+}
+_DOCS = Path(__file__).parent
+_PROMISE = re.compile(r"^\| (C\d+) \| ([^|]+) \| ([^|]*) \| ?([^|]*) ?\|$", re.MULTILINE)
+"""Of semantics.md itself: the SQLite broker's."""
+_KEPT = re.compile(r"^\| (C\d+(?:, C\d+)*) [^|]+ \| ([^|]*) \| ?([^|]*) ?\|$", re.MULTILINE)
+"""Of a broker's page."""
+_LINK = re.compile(r"\]\(([^)#:]*)(#[^)]*)?\)")
 
 
 def table() -> str:
@@ -59,11 +72,44 @@ def table() -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def promises(page: str) -> str:
+    """A table for each promise of ``page``, one row a broker. Raises ``KeyError`` if a broker does not tell of one."""
+    kept = {name: _kept(file) for name, file in _PAGES.items()}
+    parts = []
+    for number, title, mechanism, bound in _PROMISE.findall(page):
+        rows = [("SQLite", mechanism, bound)]
+        rows += [(f"[{name}](brokers/{_PAGES[name]})", *told[number]) for name, told in kept.items()]
+        lines = "".join(f"| {name} | {how} | {within.strip()} |\n" for name, how, within in rows)
+        parts.append(f"### {number} {title}\n\n| broker | mechanism | bound |\n| --- | --- | --- |\n{lines}")
+    return "\n".join(parts)
+
+
 def updated(page: str) -> str:
-    """The page with the table as it is now. Raises ``ValueError`` if the page has no place for it."""
-    if not _MARKED.search(page):
-        raise ValueError("the page has no <!-- generated: capabilities --> … <!-- end -->")
-    return _MARKED.sub(lambda match: match[1] + table() + match[2], page)
+    """The page with its tables as they are now. Raises ``ValueError`` if the page has no place for one."""
+    for name, text in (("capabilities", table()), ("promises", promises(page))):
+        begin, end = f"<!-- generated: {name} -->\n", "<!-- end -->"
+        before, found, rest = page.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not found or not ended:
+            raise ValueError(f"the page has no <!-- generated: {name} --> … <!-- end -->")
+        page = before + begin + text + end + after
+    return page
+
+
+def _kept(file: str) -> dict[str, tuple[str, str]]:
+    """Mechanism and bound by promise, as a broker's page has them, with links that lead from semantics.md."""
+
+    def link(match: re.Match[str]) -> str:
+        path, anchor = match[1], match[2] or ""
+        target = path or file
+        target = target.removeprefix("../") if target.startswith("../") else f"brokers/{target}"
+        return f"]({'' if target == 'semantics.md' else target}{anchor})"
+
+    told: dict[str, tuple[str, str]] = {}
+    for numbers, mechanism, bound in _KEPT.findall((_DOCS / "brokers" / file).read_text()):
+        for number in numbers.split(", "):
+            told[number] = (_LINK.sub(link, mechanism), _LINK.sub(link, bound))
+    return told
 
 
 def _shown(name: str, value: object) -> str:
@@ -81,7 +127,7 @@ def _shown(name: str, value: object) -> str:
 
 
 def main() -> None:
-    page = Path(__file__).with_name("semantics.md")
+    page = _DOCS / "semantics.md"
     page.write_text(updated(page.read_text()))
 
 
