@@ -22,6 +22,7 @@ from tests.conftest import wait_until
 from tests.faults.processes import Stage, stage, unfinished, wait_until_done
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.scenarios import (
+    FIVE,
     freeze_a_worker,
     freeze_the_server,
     killers_among_innocents,
@@ -90,8 +91,8 @@ def test_killers_among_innocents(faults: Stage, tasks: ModuleType) -> None:
     A death within the milliseconds that the note of a start takes, longer during a rebalance, is not charged: then
     there is one start more, after which it is a suspect, and of a suspect the note comes first.
     """
-    starts = killers_among_innocents(faults, tasks)
-    assert all(5 <= each <= 6 for each in starts), starts
+    started = killers_among_innocents(faults, tasks)
+    assert all(set(attempts) == set(FIVE) and len(attempts) <= 6 for attempts in started), started
 
 
 def test_a_frozen_worker_is_fenced(faults: Stage, tasks: ModuleType) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from postroom import JobState
 from tests.faults.processes import ROOT, TARGET, Stage, producer, records_of, stage, states, wait_until_done
-from tests.faults.scenarios import freeze_a_worker, killers_among_innocents
+from tests.faults.scenarios import FIVE, freeze_a_worker, killers_among_innocents
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_a_frozen_worker_is_fenced(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.timeout(240)
 def test_killers_among_innocents(faults: Stage, tasks: ModuleType) -> None:
     """I11b, C7: after five starts each."""
-    assert killers_among_innocents(faults, tasks) == [5, 5, 5]
+    assert killers_among_innocents(faults, tasks) == [FIVE] * 3
 
 
 @pytest.mark.parametrize("how", ["exit", "kill"])

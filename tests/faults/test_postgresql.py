@@ -17,6 +17,7 @@ from postroom.message import Failure
 from tests.faults.processes import Stage, producer, stage
 from tests.faults.proxy import proxy_to
 from tests.faults.scenarios import (
+    FIVE,
     freeze_a_worker,
     kill_now_and_then,
     kill_the_server_under_load,
@@ -64,7 +65,7 @@ def test_killers_among_innocents(server: Server, tmp_path: Path, monkeypatch: py
     """I11b: after five starts each."""
     with stage(tmp_path, url=f"{server.url}?migrate=auto", lease=2.0) as faults:
         tasks = producer(faults, monkeypatch)
-        assert killers_among_innocents(faults, tasks, healthy=60, killers=2) == [5, 5]
+        assert killers_among_innocents(faults, tasks, healthy=60, killers=2) == [FIVE] * 2
         tasks.app.close()
 
 

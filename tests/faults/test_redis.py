@@ -18,6 +18,7 @@ from postroom.message import Failure
 from tests.faults.processes import Stage, records_of, stage
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.scenarios import (
+    FIVE,
     freeze_a_worker,
     kill_now_and_then,
     kill_the_server_under_load,
@@ -62,7 +63,7 @@ def test_redelivery_after_a_kill(faults: Stage, tasks: ModuleType) -> None:
 @pytest.mark.timeout(240)
 def test_killers_among_innocents(faults: Stage, tasks: ModuleType) -> None:
     """I11b: after five starts each."""
-    assert killers_among_innocents(faults, tasks, healthy=100, killers=2) == [5, 5]
+    assert killers_among_innocents(faults, tasks, healthy=100, killers=2) == [FIVE] * 2
 
 
 @pytest.mark.slow
