@@ -217,8 +217,8 @@ def test_two_lanes_answer_at_once() -> None:
 
     async def story(consumer: LaneConsumer, high: Lane, low: Lane) -> None:
         waiting = asyncio.ensure_future(consumer.receive(1, None))
-        # Each is looked into first, and then waited for.
-        while (high.waits, low.waits) != (2, 2):  # noqa: ASYNC110 -- told by no event
+        # Looked into from the highest down, then waited for together.
+        while (high.waits, low.waits) != (3, 2):  # noqa: ASYNC110 -- told by no event
             await asyncio.sleep(0.01)
         high.ready.set()
         low.ready.set()

@@ -53,8 +53,9 @@ class LaneConsumer(Consumer):
         try:
             while True:
                 await self._look(found, max_messages, deadline)
-                if not found and (deadline is None or self._clock.now() < deadline):
-                    await self._wait(found, max_messages, deadline)
+                left = None if deadline is None else max(0.0, deadline - self._clock.now())
+                if not found and left != 0.0:
+                    await self._race(list(self._lanes), found, max_messages, left, None)
                 if surplus := self._surplus(found, max_messages):
                     await self._give_back(surplus)
                 if found or (deadline is not None and self._clock.now() >= deadline):
@@ -116,33 +117,42 @@ class LaneConsumer(Consumer):
 
     async def _look(self, found: list[Delivery], count: int, deadline: float | None) -> None:
         """Take what there is, from the highest lane down."""
+        higher: list[Consumer] = []
         for lane in self._lanes:
+            higher.append(lane)
             last, now = self._looked_at[lane], self._clock.now()
             patience = 0.0 if now - last < _RECENT else _GLANCE if last else _FIRST_GLANCE
             if deadline is not None:
                 patience = min(patience, deadline - now)
-            if found and patience > 0:
-                # What was found may not wait for it.
-                return
-            wanted = count - len(found)
-            given = await (_glance(lane, wanted, patience) if patience > 0 else lane.receive(wanted, 0.0))
-            self._looked_at[lane] = self._clock.now()
-            found += self._taken(lane, given)
+            if patience > 0:
+                if found:
+                    return  # It may not wait for the others.
+                # In real time, also where the clock is set by hand. Those above go on being looked into.
+                await self._race(higher, found, count, None, patience)
+            else:
+                found += self._taken(lane, await lane.receive(count - len(found), 0.0))
+                self._looked_at[lane] = self._clock.now()
             if len(found) >= count:
                 return
 
-    async def _wait(self, found: list[Delivery], count: int, deadline: float | None) -> None:
-        """All are empty: wait for whichever gets a message first."""
-        left = None if deadline is None else max(0.0, deadline - self._clock.now())
-        waits = {lane: asyncio.ensure_future(lane.receive(count, left)) for lane in self._lanes}
+    async def _race(
+        self,
+        lanes: Sequence[Consumer],
+        found: list[Delivery],
+        count: int,
+        timeout: float | None,
+        patience: float | None,
+    ) -> None:
+        """Wait for whichever gets a message first."""
+        waits = {lane: asyncio.ensure_future(lane.receive(count, timeout)) for lane in lanes}
         try:
-            await asyncio.wait(waits.values(), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits.values(), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits.values():
                 wait.cancel()
             interrupted = await _ended(waits.values())
-            self._looked_at = dict.fromkeys(self._lanes, self._clock.now())
             for lane, wait in waits.items():
+                self._looked_at[lane] = self._clock.now()
                 if not wait.cancelled() and wait.exception() is None:
                     found += self._taken(lane, wait.result())
             if interrupted is not None:
@@ -189,15 +199,6 @@ class LaneConsumer(Consumer):
     def _forget(self, delivery: Delivery) -> None:
         if delivery is self._suspect:
             self._suspect = None
-
-
-async def _glance(lane: Consumer, count: int, seconds: float) -> list[Delivery]:
-    """As ``receive``, but in real time, also where the broker's clock is set by hand."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await lane.receive(count, None)
-    except TimeoutError:
-        return []
 
 
 async def _ended(tasks: Iterable[asyncio.Future[Any]]) -> asyncio.CancelledError | None:
