@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
+from redis import Redis as Node
 from redis.asyncio import RedisCluster as Client
+from redis.crc import key_slot
 from services.redis_cluster import RedisCluster
 
 import postroom.testing.conformance  # noqa: F401 -- fills the suite
-from postroom.broker.base import Subscription, Topic
+from postroom.broker.base import Retry, Subscription, Topic
 from postroom.broker.redis import RedisBroker
-from postroom.message import Message, new_id
+from postroom.errors import BrokerUnavailable
+from postroom.message import Failure, Message, new_id
 from postroom.store.base import Admission, Claim, Done
 from postroom.store.redis import RedisStore
 from postroom.testing.clock import ManualClock
@@ -67,6 +70,72 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
 @pytest.fixture
 def harness(server: RedisCluster) -> Harness:
     return ClusterHarness(server)
+
+
+class Move:
+    """Of the keys of a namespace from node to node, one by one, as an operator moves slots."""
+
+    def __init__(self, server: RedisCluster, namespace: str) -> None:
+        self._slot = key_slot(f"{{{namespace}}}".encode())
+        self._nodes = [Node(port=node.port, decode_responses=True) for node in server.nodes]
+        self._ids = [node.execute_command("CLUSTER MYID") for node in self._nodes]
+        holds = [node.execute_command("CLUSTER COUNTKEYSINSLOT", self._slot) > 0 for node in self._nodes]
+        self._from = holds.index(True)
+        self._to = (self._from + 1) % len(holds)
+        self._port = server.nodes[self._to].port
+
+    def begin(self) -> None:
+        self._nodes[self._to].execute_command("CLUSTER SETSLOT", self._slot, "IMPORTING", self._ids[self._from])
+        self._nodes[self._from].execute_command("CLUSTER SETSLOT", self._slot, "MIGRATING", self._ids[self._to])
+
+    def carry(self, *, with_: str = "") -> None:
+        """The keys that contain this."""
+        keys = self._nodes[self._from].execute_command("CLUSTER GETKEYSINSLOT", self._slot, 1000)
+        chosen = [key for key in keys if with_ in key]
+        self._nodes[self._from].execute_command("MIGRATE", "127.0.0.1", self._port, "", 0, 5000, "KEYS", *chosen)
+
+    def end(self) -> None:
+        for node in self._nodes:
+            node.execute_command("CLUSTER SETSLOT", self._slot, "NODE", self._ids[self._to])
+            node.close()
+
+
+def test_slots_that_move_lose_nothing(server: RedisCluster) -> None:
+    """C2: while only some of its keys have moved a script is refused as a whole; it does nothing by halves."""
+    namespace = f"t{uuid4().hex[:12]}"
+
+    async def run() -> None:
+        broker = RedisBroker(f"{server.url}&namespace={namespace}")
+        await broker.connect()
+        await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+        messages = [Message(id=new_id(), topic="q", name="work", body=b"{}") for _ in range(10)]
+        await broker.publish(messages)
+        consumer = await broker.consume("q")
+        deliveries = await consumer.receive(10, 1.0)
+        consumer.started(deliveries)
+        move = Move(server, namespace)
+        move.begin()
+        move.carry(with_=":message:")
+        failure = Failure(attempt=1, reason="error")
+        outcomes = [(delivery, Retry(delay=0.0, failure=failure)) for delivery in deliveries]
+        with pytest.raises(BrokerUnavailable):
+            await consumer.settle(outcomes)
+        with pytest.raises(BrokerUnavailable):
+            await broker.publish([Message(id=new_id(), topic="q", name="work", body=b"{}")])
+        move.carry()
+        move.end()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    assert await consumer.settle(outcomes) == [None] * 10
+                    break
+                except BrokerUnavailable:
+                    await asyncio.sleep(0.1)
+        again = await consumer.receive(20, 5.0)
+        assert {delivery.message.id for delivery in again} == {message.id for message in messages}
+        await broker.close()
+
+    asyncio.run(run())
 
 
 def test_a_store_in_a_cluster(server: RedisCluster) -> None:

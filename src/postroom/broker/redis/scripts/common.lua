@@ -1,5 +1,6 @@
 -- Prepended to every script: time, names of keys, and what can happen to a message of one subscription.
 -- KEYS[1] is the topology; all keys of a namespace share its hash tag, so that they lie in one slot of a cluster.
+-- KEYS[2] is never there: see ``Link.run``.
 -- ARGV[1] is the time, empty for the server's own; ARGV[2] the topology's version as the caller knows it, or empty.
 local call, sub = redis.call, string.sub
 local root = sub(KEYS[1], 1, -9)

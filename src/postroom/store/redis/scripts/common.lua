@@ -1,4 +1,5 @@
--- Prepended to every script. KEYS[1] is the topology; all keys of the store share its hash tag.
+-- Prepended to every script. KEYS[1] is the topology; all keys of the store share its hash tag. KEYS[2] is never
+-- there: see ``Link.run``.
 -- ARGV[1] is unused; ARGV[2] the topology's version as the caller knows it, or empty.
 --
 -- A record is a field, named after the subscription, in the hash of its id. It is opaque but for its head:
