@@ -29,6 +29,7 @@ _PAGE = 100
 _ABANDONED = 5.0
 """Seconds after which an entry that somebody took, and did not remove, is anybody's."""
 _PAUSE = 1.0
+_PRIORITIES = {str(priority): priority for priority in range(MAX_PRIORITY + 1)}
 
 Publish = Callable[[Sequence[Message]], Awaitable[list[str | PostroomError]]]
 Entry = tuple[bytes, bytes, Message]
@@ -69,10 +70,7 @@ class Inlet:
         while True:
             try:
                 if await self._ready():
-                    if time.monotonic() >= self._look_at:
-                        self._look_at = time.monotonic() + _ABANDONED
-                        await self._store(await self._abandoned())
-                    await self._store(await self._fresh())
+                    await self._take_in()
             except BrokerClosed:
                 return
             except PostroomError as error:
@@ -81,6 +79,15 @@ class Inlet:
                 await self._disconnect()
                 logger.debug("cannot take in what others produce, trying again: %s", error)
                 await asyncio.sleep(_PAUSE)
+
+    async def _take_in(self) -> None:
+        if time.monotonic() >= self._look_at:
+            taken = await self._abandoned()
+            if taken and await self._store(taken):
+                # There may be more of them, and now there is room.
+                return
+            self._look_at = time.monotonic() + (_PAUSE if taken else _ABANDONED)
+        await self._store(await self._fresh())
 
     async def _ready(self) -> bool:
         """Know the streams of all topics, and let each have the group."""
@@ -119,18 +126,25 @@ class Inlet:
                 taken += self._entries(stream, told[1])
         return taken
 
-    async def _store(self, entries: Sequence[Entry]) -> None:
+    async def _store(self, entries: Sequence[Entry]) -> bool:
+        """Whether all are stored. What is refused stays where it is, and is tried again."""
         if not entries:
-            return
+            return True
         answers = await self._publish([message for _, _, message in entries])
+        stored: dict[bytes, list[bytes]] = {}
+        refused: dict[str, list[PostroomError]] = {}
         for (stream, entry_id, message), answer in zip(entries, answers, strict=True):
             if isinstance(answer, PostroomError):
-                # It stays where it is, and is tried again.
-                logger.warning("%s of the inlet of %s waits: %s", entry_id.decode(), message.topic, answer)
-                continue
-            with self._link.using() as client:
-                await client.xack(stream, GROUP, entry_id)
-                await client.xdel(stream, entry_id)
+                refused.setdefault(message.topic, []).append(answer)
+            else:
+                stored.setdefault(stream, []).append(entry_id)
+        with self._link.using() as client:
+            for stream, ids in stored.items():
+                await client.xack(stream, GROUP, *ids)
+                await client.xdel(stream, *ids)
+        for topic, errors in refused.items():
+            logger.warning("%d messages in the inlet of %s wait: %s", len(errors), topic, errors[0])
+        return not refused
 
     def _entries(self, stream: bytes, entries: Sequence[Any]) -> list[Entry]:
         topic = self._streams[stream]
@@ -141,9 +155,8 @@ def _message(topic: str, entry_id: bytes, stored: dict[bytes, bytes]) -> Message
     """CloudEvents names: ``type``, ``data``, ``id``, ``partitionkey``; and ``priority``. All others are headers."""
     texts = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in stored.items()}
     texts.pop("data", None)
-    priority = texts.get("priority", "")
-    known_priority = priority.isdecimal() and int(priority) <= MAX_PRIORITY
-    if known_priority:
+    priority = _PRIORITIES.get(texts.get("priority", ""))
+    if priority is not None:
         del texts["priority"]
     return Message(
         # The server's own name of the entry, so that it keeps it however often it is taken in.
@@ -152,7 +165,7 @@ def _message(topic: str, entry_id: bytes, stored: dict[bytes, bytes]) -> Message
         name=texts.pop("type", ""),
         body=stored.get(b"data", b""),
         key=texts.pop("partitionkey", None),
-        priority=int(priority) if known_priority else 0,
+        priority=priority or 0,
         headers=texts,
         created_at=int(entry_id.partition(b"-")[0]) / 1000,
     )
