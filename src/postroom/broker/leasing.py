@@ -49,6 +49,7 @@ class LeasingConsumer(Consumer):
         self._wake = wake
         self._held: set[Delivery] = set()
         self._suspect: Delivery | None = None
+        self._claiming: set[asyncio.Future[Claimed]] = set()
         self._abandoned: set[asyncio.Future[None]] = set()
         self._waiting: list[tuple[Settlements, asyncio.Future[list[bool]]]] = []
         self._performing: asyncio.Future[None] | None = None
@@ -76,12 +77,14 @@ class LeasingConsumer(Consumer):
         clock = self._clock
         deadline = None if timeout is None else clock.now() + timeout
         while True:
-            self._check_open()
             if self._abandoned:
                 await asyncio.wait(self._abandoned)
+            self._check_open()
             self._wake.clear()
             asked_at = clock.now()
             deliveries, pause = await self._claim_or_give_back(max_messages)
+            # What came while it was being closed is released there.
+            self._check_open()
             if deliveries or (deadline is not None and clock.now() >= deadline):
                 return deliveries
             until = asked_at + min(max(0.0, pause), LOOK_AGAIN)
@@ -125,6 +128,8 @@ class LeasingConsumer(Consumer):
 
     async def _leave(self) -> None:
         self._wake.set()
+        if self._claiming:
+            await asyncio.wait(self._claiming)
         if self._abandoned:
             await asyncio.wait(self._abandoned)
         if self._performing is not None:
@@ -177,6 +182,8 @@ class LeasingConsumer(Consumer):
 
     async def _claim_or_give_back(self, limit: int) -> Claimed:
         claiming = asyncio.ensure_future(self._claim(limit))
+        self._claiming.add(claiming)
+        claiming.add_done_callback(self._claiming.discard)
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:

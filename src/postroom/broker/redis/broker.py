@@ -205,9 +205,12 @@ class RedisBroker(Broker):
     async def _replay(self, known: Known, item: Subscription, since: float | None, *, again: bool) -> int:
         count = 0
         now = self._clock.now()
-        async for page in retained.pages(self._link, known.sources(item), item, since, now):
-            if page:
-                count += await publish.replay(self._link, item, page, again=again)
+        try:
+            async for page in retained.pages(self._link, known.sources(item), item, since, now):
+                if page:
+                    count += await publish.replay(self._link, item, page, again=again)
+        except Gone:
+            raise missing(item.name) from None
         return count
 
     async def _keep_beating(self) -> None:

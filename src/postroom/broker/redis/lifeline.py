@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import threading
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +35,8 @@ _UNSENT = 1000
 
 Note = tuple[Any, ...]
 
+_lifelines: weakref.WeakSet[Lifeline] = weakref.WeakSet()
+
 
 class Lifeline:
     """Subscribes to a channel of its own, on which nothing ever comes: scripts ask whether anybody listens there.
@@ -50,6 +53,7 @@ class Lifeline:
         self._connecting = asyncio.Lock()
         self._unsent: deque[Note] = deque(maxlen=_UNSENT)
         self._closed = False
+        _lifelines.add(self)
 
     async def connect(self, *, anew: bool = False) -> None:
         """Unless it is connected. Called every second: a connection that has died is seen by that.
@@ -78,6 +82,11 @@ class Lifeline:
         with self._lock:
             self._closed = True
             self._drop()
+
+    def after_fork(self) -> None:
+        """A forked child would keep it up when the process has died."""
+        # Without the lock, which a thread that is not here may hold. Closed here, it stays open there.
+        self._drop()
 
     def _open(self, options: dict[str, Any]) -> None:
         connection = _connect(options, self._link.key("alive", self.process))
@@ -126,3 +135,12 @@ def _connect(options: dict[str, Any], channel: str) -> Any:
     # Getting in may take its time; a note may not.
     connection._sock.settimeout(_PATIENCE)
     return connection
+
+
+def _after_fork_in_child() -> None:
+    for lifeline in list(_lifelines):
+        lifeline.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
