@@ -16,7 +16,7 @@ from postroom.broker.redis import RedisBroker
 from postroom.broker.redis.publish import _batches
 from postroom.broker.redis.records import escape
 from postroom.broker.redis.topology import Known
-from postroom.message import Failure, Message
+from postroom.message import Failure, Message, Progress
 from tests.servers import private
 
 
@@ -300,6 +300,36 @@ def test_what_the_server_has_deleted_holds_up_nobody(url: str, server: Server, n
         assert await broker.redrive("q", [buried.message.id]) == []
         assert await broker.discard("q", [dead.message.id]) == [dead.message.id]
         assert await broker.dead_letters("q") == []
+        await broker.close()
+
+    asyncio.run(main())
+
+
+def test_progress_of_a_message_that_was_deleted_leaves_nothing(url: str, server: Server, namespace: str) -> None:
+    async def main() -> None:
+        broker = RedisBroker(url)
+        await broker.connect()
+        await broker.declare(*QUEUE)
+        await broker.publish(messages("q", 1))
+        (delivery,) = await (await broker.consume("q")).receive(1, 1.0)
+        with Redis.from_url(server.url) as client:
+            client.delete(f"{{{namespace}}}:sub:q:message:q-00000")
+        await broker.jobs.report([(delivery, Progress(0.5))])
+        assert await broker.jobs.get("q-00000") == []
+        await broker.close()
+
+    asyncio.run(main())
+
+
+def test_thousands_of_queues_are_declared_at_once(url: str) -> None:
+    async def main() -> None:
+        broker = RedisBroker(url)
+        await broker.connect()
+        names = [f"q{n}" for n in range(4000)]
+        await broker.declare(
+            [Topic(name=name, queue=True) for name in names], [Subscription(name=name, pattern=name) for name in names]
+        )
+        assert await broker.publish([Message(id="1", topic=names[-1], name="n", body=b"")]) == ["1"]
         await broker.close()
 
     asyncio.run(main())

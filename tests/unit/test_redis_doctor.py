@@ -118,6 +118,12 @@ def test_what_may_not_be_looked_at(server: Server, client: Redis) -> None:
     assert "secret" not in str(found)
 
 
+def test_a_server_that_tells_some_settings_only(server: Server, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of one that others run for us."""
+    monkeypatch.setattr(doctor, "_CONFIG", ("maxmemory", "maxmemory-policy"))
+    assert findings(server.url)["settings"].level == "warning"
+
+
 def test_old_servers_other_clocks_and_failing_disks() -> None:
     assert doctor.version({"redis_version": "6.2.14"}).level == "error"
     assert doctor.version({"redis_version": "7.2.4", "valkey_version": "8.1.0"}).detail == "Valkey 8.1.0"

@@ -31,9 +31,9 @@ async def examine(link: Link) -> list[Finding]:
         except (NoPermissionError, ResponseError):
             return [_hidden("server", "INFO")]
         try:
-            config: Told | None = _one(await client.config_get(*_CONFIG))
+            config: Told = _one(await client.config_get(*_CONFIG))
         except (NoPermissionError, ResponseError):
-            config = None
+            config = {}
     findings = [
         version(info),
         place(info, cluster=link.address.cluster),
@@ -41,7 +41,9 @@ async def examine(link: Link) -> list[Finding]:
         clock(before, seconds + microseconds / 1e6, after),
     ]
     findings += [replicas(info, config), room(info), *evicted(info)]
-    return findings + (list(settings(config)) if config is not None else [_hidden("settings", "CONFIG GET")])
+    # What others run for us may tell some settings only.
+    told = config.keys() >= {"appendonly", "appendfsync", "maxmemory", "maxmemory-policy"}
+    return findings + (list(settings(config)) if told else [_hidden("settings", "CONFIG GET")])
 
 
 def version(info: Told) -> Finding:
@@ -93,11 +95,11 @@ def clock(before: float, server: float, after: float) -> Finding:
     return _finding("warning", "clock", detail, "let both follow a time server (chrony, systemd-timesyncd)")
 
 
-def replicas(info: Told, config: Told | None) -> Finding:
+def replicas(info: Told, config: Told) -> Finding:
     count = int(info.get("connected_slaves", 0))
     if not count:
         return _finding("ok", "replicas", "none: the server is the only place of its messages")
-    least = int((config or {}).get("min-replicas-to-write", 0))
+    least = int(config.get("min-replicas-to-write", 0))
     detail = f"{count}, which are behind by what was confirmed last: a failover can lose it"
     if least == 0:
         detail += "; and a master that is cut off goes on confirming"
