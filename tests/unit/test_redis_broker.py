@@ -305,6 +305,28 @@ def test_what_the_server_has_deleted_holds_up_nobody(url: str, server: Server, n
     asyncio.run(main())
 
 
+def test_many_that_the_server_has_deleted_are_found_at_once(url: str, server: Server, namespace: str) -> None:
+    """Not by reading all keys for each of them: that would take the server seconds."""
+
+    async def main() -> None:
+        broker = RedisBroker(url)
+        await broker.connect()
+        await broker.declare([Topic(name="o", queue=True)], [Subscription(name="o", pattern="o", ordered=True)])
+        await broker.publish([item for n in range(200) for item in messages("o", 2, 2 * n, key=f"k{n}")])
+        consumer = await broker.consume("o")
+        with Redis.from_url(server.url) as client:
+            client.delete(*(f"{{{namespace}}}:sub:o:message:o-{2 * n:05}" for n in range(200)))
+            client.config_resetstat()
+            assert await consumer.receive(200, 0.0) == []
+            read = client.info("commandstats")["cmdstat_hgetall"]["calls"]
+        # Of each message, of the keys, and of the topology now and then.
+        assert read <= 220
+        assert len(await consumer.receive(200, 1.0)) == 200
+        await broker.close()
+
+    asyncio.run(main())
+
+
 def test_progress_of_a_message_that_was_deleted_leaves_nothing(url: str, server: Server, namespace: str) -> None:
     async def main() -> None:
         broker = RedisBroker(url)

@@ -96,12 +96,15 @@ local function advance(s, key)
   end
 end
 
--- The same, where its key is not known: those behind it must not wait for it.
+-- The same, where its key is not known: those behind it must not wait for it. Many may be missing at once, and there
+-- may be many keys: all are read once.
 local function miss_any(s, id)
-  local heads = call('HGETALL', s.heads)
-  for n = 1, #heads, 2 do
-    if sub(heads[n + 1], 17) == id then return advance(s, heads[n]) end
+  if not s.key_of then
+    s.key_of = {}
+    local heads = call('HGETALL', s.heads)
+    for n = 1, #heads, 2 do s.key_of[sub(heads[n + 1], 17)] = heads[n] end
   end
+  if s.key_of[id] then return advance(s, s.key_of[id]) end
   miss(s, id)
 end
 
