@@ -7,7 +7,9 @@ import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from postroom.broker.base import Consumer, Delivery, Outcome, Release
 from postroom.broker.refusals import check_count, consumer_closed, lease_over, of_another_consumer, settled_before
@@ -25,18 +27,14 @@ Claimed = tuple[list[Delivery], float]
 Settlements = Sequence[tuple[Delivery, Outcome]]
 
 
-class Receipt:
+class Receipt(msgspec.Struct, eq=False):
     """The lease of a delivery, by whatever the server knows it."""
 
-    __slots__ = ("alone", "consumer", "lease", "state")
-
-    def __init__(self, consumer: LeasingConsumer, lease: Any, *, alone: bool) -> None:
-        self.consumer = consumer
-        self.lease = lease
-        self.alone = alone
-        """Its end concerns nothing else."""
-        self.state = "held"
-        """``held``, ``settling``, ``settled`` or ``lost``."""
+    consumer: LeasingConsumer
+    lease: Any
+    alone: bool
+    """Its end concerns nothing else."""
+    state: Literal["held", "settling", "settled", "lost"] = "held"
 
 
 class LeasingConsumer(Consumer):
@@ -146,7 +144,7 @@ class LeasingConsumer(Consumer):
             self._suspect = delivery
         return delivery
 
-    def _drop(self, delivery: Delivery, state: str) -> None:
+    def _drop(self, delivery: Delivery, state: Literal["settled", "lost"]) -> None:
         """It is no longer held."""
         delivery.receipt.state = state
         self._held.discard(delivery)

@@ -80,11 +80,12 @@ class Executor:
             return work.handler.function(**arguments)
         return transaction.call(work, arguments, self._transaction(source), self._max_size)
 
-    async def _arun(self, work: Work) -> Any:
+    def _arun(self, work: Work) -> Awaitable[Any]:
         arguments, source = self._arguments(work), work.handler.options.transaction
         if source is None:
-            return await work.handler.function(**arguments)
-        return await transaction.acall(work, arguments, self._transaction(source), self._max_size)
+            value: Awaitable[Any] = work.handler.function(**arguments)
+            return value
+        return transaction.acall(work, arguments, self._transaction(source), self._max_size)
 
     def _transaction(self, source: Any) -> Any:
         return self._resources[source] if isinstance(source, type) else source

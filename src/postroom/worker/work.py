@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
+
 from postroom.broker.base import Cancel, Delivery, Outcome, Release
 from postroom.context import Context
 from postroom.handler import Handler
@@ -25,46 +27,24 @@ Why = Literal["timeout", "cancelled", "lost", "stopping"]
 _mutex = threading.Lock()
 
 
-class Work:
+class Work(msgspec.Struct, eq=False):
     """A delivery, the handler it goes to, and how to interrupt it."""
 
-    __slots__ = (
-        "_context",
-        "_interrupt",
-        "_report",
-        "claimed_at",
-        "delivery",
-        "handler",
-        "is_settling",
-        "source",
-        "started_at",
-        "timer",
-        "why",
-    )
-
-    def __init__(
-        self,
-        delivery: Delivery,
-        handler: Handler,
-        source: Source,
-        claimed_at: float,
-        report: Callable[[Work, Progress], None],
-    ) -> None:
-        self.delivery = delivery
-        self.handler = handler
-        self.source = source
-        self.claimed_at = claimed_at
-        """Monotonic seconds."""
-        self.started_at = 0.0
-        """Unix seconds; 0 until the handler starts."""
-        self.is_settling = False
-        """Its outcome is under way to the broker, whose answer tells what became of the lease."""
-        self.why: Why | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        """Ends the handler when its time is up; belongs to the broker's loop."""
-        self._report = report
-        self._context: Context | None = None
-        self._interrupt: Callable[[Work], None] | None = None
+    delivery: Delivery
+    handler: Handler
+    source: Source
+    claimed_at: float
+    """Monotonic seconds."""
+    _report: Callable[[Work, Progress], None]
+    started_at: float = 0.0
+    """Unix seconds; 0 until the handler starts."""
+    is_settling: bool = False
+    """Its outcome is under way to the broker, whose answer tells what became of the lease."""
+    why: Why | None = None
+    timer: asyncio.TimerHandle | None = None
+    """Ends the handler when its time is up; belongs to the broker's loop."""
+    _context: Context | None = None
+    _interrupt: Callable[[Work], None] | None = None
 
     @property
     def context(self) -> Context:
@@ -76,7 +56,8 @@ class Work:
 
     def is_over(self, now: float) -> bool:
         """Whether its lease has ended at that monotonic time, as far as is known here."""
-        return now > max(self.source.renewed_at, self.claimed_at) + self.source.lease
+        since = now - self.source.lease
+        return self.claimed_at < since and self.source.renewed_at < since
 
     def _make_context(self) -> Context:
         context = Context(
