@@ -21,7 +21,7 @@ from services.base import Server, free_port
 
 import postroom.testing.conformance  # noqa: F401 -- fills the suite
 from postroom import App, UnsupportedOperation, create_outbox
-from postroom.broker.amqp import AMQPBroker
+from postroom.broker.amqp import AMQPBroker, topology
 from postroom.broker.base import PRIORITIES, Ack, Broker, Capabilities, Subscription, Topic
 from postroom.message import Message, new_id
 from postroom.store.outbox.relay import Relay
@@ -110,6 +110,27 @@ def test_a_queue_of_an_older_server_is_told_of(server: Server, caplog: pytest.Lo
         for _ in range(30):
             assert [each.name for each in await broker.stats()] == ["old"]
         await broker.close()
+
+    asyncio.run(main())
+
+
+def test_an_ordered_queue_of_an_older_server_goes_on(
+    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the upgrade of the server the same app starts, also with one more task; what to do is told."""
+    topics = [Topic(name=name, queue=True) for name in ("o", "new")]
+    subscriptions = [Subscription(name="o", pattern="o", ordered=True), Subscription(name="new", pattern="new")]
+
+    async def main() -> None:
+        for step in (1, 1, 2):
+            monkeypatch.setattr(topology, "version_of", lambda _, step=step: (3, 10) if step == 1 else (4, 3))
+            broker = AMQPBroker(f"{server.url}?namespace=ordered")
+            await broker.connect()
+            await broker.declare(topics[:step], subscriptions[:step])
+            told = [each.getMessage() for each in caplog.records if "ordered.o was made before" in each.getMessage()]
+            assert len(told) == step - 1
+            await broker.publish([Message(id=new_id(), topic="o", name="n", body=b"", key="k")])
+            await broker.close()
 
     asyncio.run(main())
 

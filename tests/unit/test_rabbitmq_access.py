@@ -14,12 +14,13 @@ from services.rabbitmq import RabbitMQServer
 
 from postroom.broker.amqp import AMQPBroker
 from postroom.broker.base import Ack, Dead, Subscription, Topic
-from postroom.errors import BrokerUnavailable, ConfigurationError, MessageTooLarge
+from postroom.errors import BrokerUnavailable, ConfigurationError, MessageTooLarge, PostroomError
 from postroom.message import Failure, Message
 from tests.servers import started
 
 
 class Place(NamedTuple):
+    server: RabbitMQServer
     port: int
     authority: Path
 
@@ -40,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         assert isinstance(server, RabbitMQServer)
         server.control("add_user", "shop", "p@ss")
         server.control("set_permissions", "shop", ".*", ".*", ".*")
-        yield Place(port, made.certificate)
+        yield Place(server, port, made.certificate)
 
 
 async def live(url: str) -> None:
@@ -94,3 +95,42 @@ def test_a_server_nobody_vouches_for(place: Place) -> None:
     with pytest.raises(BrokerUnavailable, match="certificate") as error:
         asyncio.run(live(f"amqps://shop:not-it@127.0.0.1:{place.port}/"))
     assert "not-it" not in f"{error.value}"
+
+
+def test_a_virtual_host_that_does_not_exist(place: Place) -> None:
+    with pytest.raises(ConfigurationError, match="there is no virtual host 'nowhere'"):
+        asyncio.run(live(f"{place.server.url}nowhere"))
+
+
+def test_a_virtual_host_for_others(place: Place) -> None:
+    place.server.control("add_vhost", "theirs")
+    with pytest.raises(
+        ConfigurationError, match="may not enter the virtual host: rabbitmqctl set_permissions -p theirs"
+    ):
+        asyncio.run(live(f"{place.server.url}theirs".replace("guest:guest", "shop:p%40ss")))
+
+
+@pytest.mark.parametrize("missing", ["configure", "write", "read"])
+def test_what_a_user_may_not_do_is_told(place: Place, missing: str) -> None:
+    """Also by whoever only publishes, or takes what was declared before."""
+    url = f"{place.server.url}?namespace=few{missing}"
+    asyncio.run(live(url))
+    names = rf"^few{missing}[.:].*|amq\.default"
+    place.server.control("add_user", missing, "secret")
+    granted = [names if each != missing else "nothing" for each in ("configure", "write", "read")]
+    place.server.control("set_permissions", missing, *granted)
+
+    async def publish() -> None:
+        broker = AMQPBroker(url.replace("guest:guest", f"{missing}:secret"))
+        try:
+            await broker.connect()
+            await broker.publish([Message(id="c", topic="q", name="n", body=b"1")])
+            await broker.declare([Topic(name="q", queue=True)], [Subscription(name="q", pattern="q")])
+        finally:
+            await broker.close()
+
+    with pytest.raises(PostroomError, match=r"ACCESS_REFUSED.*a user needs configure, write and read") as error:
+        asyncio.run(publish())
+    assert f"rabbitmqctl set_permissions -p / {missing} '{names}' '{names}' '{names}'" in str(error.value)
+    assert isinstance(error.value, ConfigurationError | BrokerUnavailable)
+    assert "secret" not in str(error.value)

@@ -90,7 +90,7 @@ def test_the_permissions_of_our_manual_do(server: RabbitMQServer, namespace: str
     found = findings(server, namespace, user=f"{namespace}:secret")
     assert {finding.level for finding in found.values()} == {"ok"}, found
     server.control("set_permissions", namespace, names, names, "nothing")
-    with pytest.raises(ConfigurationError, match="a user needs configure, write and read for"):
+    with pytest.raises(ConfigurationError, match="a user needs configure, write and read: rabbitmqctl"):
         findings(server, namespace, user=f"{namespace}:secret")
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pika import BasicProperties, exceptions, frame, spec
 from services.base import free_port
 
-from postroom.broker.amqp import AMQPBroker, ladder, ordered, wire
+from postroom.broker.amqp import AMQPBroker, ladder, ordered, topology, wire
 from postroom.broker.amqp.address import parse
 from postroom.broker.amqp.copies import Copy
 from postroom.broker.amqp.frames import Connection, Properties, _Taker
@@ -48,6 +48,7 @@ class TestAddress:
             ("amqp://u:secret@h?namespace=a:b", "letters"),
             ("amqp://u:secret@h?cafile=x", "amqps"),
             ("amqps://u:secret@h?keyfile=x", "certfile"),
+            (f"amqp://u:secret@h?namespace={'n' * 37}", "1 to 36 letters"),
             ("amqp://u:secret@h:99999", "no host"),
             ("amqp://[::1", "cannot be taken apart"),
             ("amqp://u:sec/secret@h", "%2F"),
@@ -60,6 +61,14 @@ class TestAddress:
         with pytest.raises(ConfigurationError, match=told) as refusal:
             parse(url)
         assert "secret" not in str(refusal.value)
+
+    def test_the_longest_names_are_names(self) -> None:
+        """AMQP has room for 255 bytes."""
+        address = parse(f"amqp://h?namespace={'n' * 36}")
+        name = "s" * topology._LONGEST_NAME
+        for made in (address.shelf(name, "c" * 12), address.filter(name, {"a": "b"}), address.history(name)):
+            assert len(made) <= 255
+        assert len(way(address, 1.0, ladder.to_queue(name))[1]) <= 255
 
     def test_a_file_that_is_no_certificate(self) -> None:
         with pytest.raises(ConfigurationError, match="cannot load"):
@@ -205,6 +214,14 @@ class TestWire:
         assert message.headers["list"] == '[1,"/w=="]'
         assert wire.read(BasicProperties(message_id="7"), b"", lambda: "q").message.id == "7"
 
+    @pytest.mark.parametrize("field", ['"created_at": 1e300', '"priority": 300', '"priority": -5'])
+    def test_ours_with_what_cannot_be_sent_again(self, field: str) -> None:
+        """Another client has written it: whatever becomes of the message, it can be stored."""
+        properties = BasicProperties(message_id="1", headers={"postroom": f'{{"topic": "t", {field}}}'})
+        copy = wire.read(properties, b"1", lambda: "q")
+        assert (copy.message.id, copy.message.topic) == ("1", "q")
+        assert b"".join(wire.properties_of(copy.released()).encode())
+
     def test_a_damaged_history(self) -> None:
         properties = wire.properties_of(Copy(message=MESSAGE))
         for damaged in (b"\x00", 7):
@@ -329,4 +346,4 @@ def test_a_body_that_nobody_asked_for_is_left_alone() -> None:
     ],
 )
 def test_what_passes_by_itself_is_no_wrong_configuration(made: Exception, kind: type[Exception]) -> None:
-    assert type(translated(made)) is kind
+    assert type(translated(made, parse("amqp://"))) is kind

@@ -85,9 +85,10 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.namespace}:{what}"
 
     @property
-    def names(self) -> str:
-        """A pattern of all names for which a user needs permissions."""
-        return rf"^{re.escape(self.namespace)}[.:].*|amq\.default"
+    def permit(self) -> str:
+        """The command that gives our user what it needs."""
+        names = rf"'^{re.escape(self.namespace)}[.:].*|amq\.default'"
+        return f"rabbitmqctl set_permissions -p {self.vhost} {self.user} {names} {names} {names}"
 
     @property
     def events(self) -> str:
@@ -135,9 +136,9 @@ def _checked(options: dict[str, str], *, tls: bool) -> dict[str, object]:
             raise ConfigurationError(f"broker URL amqp://…: heartbeat={heartbeat!r}: whole seconds, 1 to 60")
         checked["heartbeat"] = int(heartbeat)
     namespace = options.get("namespace")
-    if namespace is not None and not re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", namespace):
+    if namespace is not None and not re.fullmatch(r"[A-Za-z0-9_.-]{1,36}", namespace):
         raise ConfigurationError(
-            f"broker URL amqp://…: namespace={namespace!r}: 1 to 40 letters, digits, dots, dashes and underscores"
+            f"broker URL amqp://…: namespace={namespace!r}: 1 to 36 letters, digits, dots, dashes and underscores"
         )
     files = [name for name in ("cafile", "certfile", "keyfile") if name in options]
     if files and not tls:

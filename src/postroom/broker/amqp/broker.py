@@ -117,11 +117,12 @@ class AMQPBroker(Broker):
         self._check()
         check_topology(self.capabilities, topics, subscriptions)
         if await self._directory.has(topics, subscriptions):
+            # Whenever a worker starts once more: many that start at once must not wait for each other, and what
+            # somebody has deleted from the server is there again.
+            await self._directory.build(self._directory.known, topics, subscriptions)
             return
         async with self._directory.changing() as state:
             topology.check(state, topics, subscriptions)
-            if await self._directory.has(topics, subscriptions):
-                return  # Another was faster.
             await self._directory.build(state, topics, subscriptions)
             late = [one for one in subscriptions if one.start == "earliest" and one.name not in state.subscriptions]
             state.topics.update((topic.name, topic) for topic in topics)
@@ -329,7 +330,7 @@ class AMQPBroker(Broker):
                 depths[queue] = int(declared.method.message_count)
             except Refused as error:
                 if error.code != NOT_FOUND:
-                    raise BrokerUnavailable(str(error)) from error
+                    raise
                 channel = await self._reading.channel()
         await channel.close()
         return depths

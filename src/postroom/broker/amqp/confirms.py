@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
 from pika import exceptions  # type: ignore[import-untyped]
@@ -61,11 +62,15 @@ class Publisher:
         self._channel: Channel | None = None
         self._opening = asyncio.Lock()
         self._tag = 0
-        self._lowest = 1
         self._waiting: dict[int, tuple[_Batch, int, Post]] = {}
         self._returned: dict[tuple[str, str, str], int] = {}
         self.largest: int | None = None
         """Bytes of body that the server takes, once it has refused more: it closes the channel for it."""
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the server has told that it takes nothing."""
+        return self._link.is_blocked
 
     async def send(self, posts: Sequence[Post]) -> list[Answer]:
         """Publish, and wait for the answer to each. Raises ``BrokerUnavailable`` if nothing is known of any."""
@@ -83,10 +88,11 @@ class Publisher:
             async with asyncio.timeout(CONFIRM_PATIENCE):
                 await batch.done
         except TimeoutError:
-            # The answers already there stand; the rest is unknown.
-            pass
+            # The answers already there stand; the rest is unknown, and would be kept as long as the server is silent.
+            for tag in [tag for tag, (owner, _, _) in self._waiting.items() if owner is batch]:
+                del self._waiting[tag]
         if all(answer == "unknown" for answer in batch.answers):
-            reason = None if channel.reason is None else translated(channel.reason)
+            reason = None if channel.reason is None else translated(channel.reason, self._link.address)
             hint = "" if isinstance(reason, Refused) else "; the same call may be repeated"
             raise BrokerUnavailable(f"not confirmed: {reason or 'no answer'}{hint}") from reason
         return batch.answers
@@ -98,23 +104,20 @@ class Publisher:
         try:
             channel.raw.basic_publish(post.exchange, post.routing_key, post.body, post.properties, mandatory=True)
         except exceptions.AMQPError as error:
-            raise translated(error) from error
+            raise translated(error, self._link.address) from error
         self._tag += 1
         self._waiting[self._tag] = (batch, index, post)
 
     async def _opened(self) -> Channel:
         async with self._opening:
             if self._channel is None or self._channel.reason is not None:
-                try:
-                    self._channel = await self._open()
-                except Refused as error:
-                    raise BrokerUnavailable(str(error)) from error
+                self._channel = await self._open()
             return self._channel
 
     async def _open(self) -> Channel:
         channel = await self._link.channel()
         channel.raw.add_on_return_callback(self._on_return)
-        self._tag, self._lowest = 0, 1
+        self._tag = 0
         waiting: dict[int, tuple[_Batch, int, Post]] = {}
         self._waiting = waiting
         self._returned = {}
@@ -140,9 +143,8 @@ class Publisher:
         if not method.multiple:
             self._tell(method.delivery_tag, stored)
             return
-        for tag in range(self._lowest, method.delivery_tag + 1):
+        for tag in list(takewhile(method.delivery_tag.__ge__, self._waiting)):
             self._tell(tag, stored)
-        self._lowest = method.delivery_tag + 1
 
     def _tell(self, tag: int, stored: bool) -> None:
         waiting = self._waiting.pop(tag, None)

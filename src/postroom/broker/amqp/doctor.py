@@ -66,18 +66,13 @@ async def _permissions(link: Link, address: Address) -> Finding:
         try:
             await channel.call(method, **arguments)
         except Refused as error:
-            return _told("error", "permissions", f"no permission to {permission}: {error}", _permit(address))
+            return _told("error", "permissions", f"no permission to {permission}: {error.told}", address.permit)
         finally:
             await channel.close()
     channel = await link.channel()
     await channel.call("queue_delete", queue=name)
     await channel.close()
     return _told("ok", "permissions", "configure, read and write")
-
-
-def _permit(address: Address) -> str:
-    names = f"'{address.names}'"
-    return f"rabbitmqctl set_permissions -p {address.vhost} {address.user} {names} {names} {names}"
 
 
 async def _alarms(publisher: Publisher, address: Address) -> Finding:
@@ -89,7 +84,7 @@ async def _alarms(publisher: Publisher, address: Address) -> Finding:
         await publisher.send([nowhere])
     except BrokerUnavailable as error:
         if isinstance(error.__cause__, Refused):
-            return _told("error", "permissions", f"no permission to write: {error}", _permit(address))
+            return _told("error", "permissions", f"no permission to write: {error.__cause__.told}", address.permit)
         remedy = "give it memory and disk; rabbitmq-diagnostics alarms tells which is short"
         return _told("error", "alarms", str(error), remedy)
     return _told("ok", "alarms", "it takes messages")

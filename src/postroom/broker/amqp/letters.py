@@ -160,7 +160,7 @@ class _Look:
                 return self
             except Refused as error:
                 if error.code != ACCESS_REFUSED:
-                    raise BrokerUnavailable(str(error)) from error
+                    raise
             except BaseException:
                 await self._channel.close()
                 raise

@@ -42,7 +42,7 @@ class Link:
     """One connection. Constructed without I/O; lives on one event loop."""
 
     def __init__(self, address: Address, purpose: str) -> None:
-        self._address = address
+        self.address = address
         self._purpose = purpose
         self._connection: Any = None
         self._opening = asyncio.Lock()
@@ -58,9 +58,10 @@ class Link:
         connection = await self._opened()
         opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         try:
-            channel = Channel(connection.channel(on_open_callback=lambda _: fulfil(opened, None)))
+            raw = connection.channel(on_open_callback=lambda _: fulfil(opened, None))
         except exceptions.AMQPError as error:
-            raise translated(error, self._address) from error
+            raise translated(error, self.address) from error
+        channel = Channel(raw, self.address)
         channel.fails(opened)
         try:
             await answered(opened)
@@ -71,6 +72,11 @@ class Link:
             raise
         return channel
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the server has told that it takes no messages."""
+        return not self._unblocked.is_set()
+
     async def unblocked(self) -> None:
         """Wait until the server takes messages. Raises ``BrokerUnavailable`` after ``BLOCKED_PATIENCE``."""
         if not self._unblocked.is_set():
@@ -79,7 +85,7 @@ class Link:
                     await self._unblocked.wait()
             except TimeoutError as error:
                 raise BrokerUnavailable(
-                    f"{self._address!r} takes no messages: it is short of memory or disk; "
+                    f"{self.address!r} takes no messages: it is short of memory or disk; "
                     "see `rabbitmq-diagnostics alarms`"
                 ) from error
 
@@ -110,9 +116,9 @@ class Link:
             return self._connection
 
     async def _connect(self) -> Any:
-        context = self._address.tls_context()
+        context = self.address.tls_context()
         failure: BrokerError | ConfigurationError | None = None
-        for host, port in self._address.hosts:
+        for host, port in self.address.hosts:
             try:
                 return await self._connect_to(host, port, context)
             except BrokerUnavailable as error:
@@ -127,7 +133,7 @@ class Link:
 
         def failed(_: Any, error: Exception) -> None:
             if not opened.done():
-                opened.set_exception(translated(error, self._address))
+                opened.set_exception(translated(error, self.address))
                 opened.exception()
 
         def closed(_: Any, error: Exception) -> None:
@@ -155,7 +161,7 @@ class Link:
             raise
 
     def _parameters(self, host: str, port: int, context: Any) -> Any:
-        address = self._address
+        address = self.address
         return pika.ConnectionParameters(
             host=host,
             port=port,
@@ -173,8 +179,9 @@ class Link:
 class Channel:
     """One channel. The server closes it for whatever it refuses, so what may be refused gets a channel of its own."""
 
-    def __init__(self, raw: Any) -> None:
+    def __init__(self, raw: Any, address: Address) -> None:
         self.raw = raw
+        self.address = address
         self.reason: Exception | None = None
         """Why it is closed; ``None`` while it is open."""
         self._waiting: set[asyncio.Future[Any]] = set()
@@ -202,7 +209,7 @@ class Channel:
         try:
             getattr(self.raw, method)(**arguments, callback=lambda value: fulfil(answer, value))
         except exceptions.AMQPError as error:
-            raise translated(error) from error
+            raise translated(error, self.address) from error
         return await answered(answer)
 
     async def get(self, queue: str) -> tuple[Any, Any, bytes] | None:
@@ -250,24 +257,28 @@ class Channel:
 
     def _check(self) -> None:
         if self.reason is not None:
-            raise translated(self.reason)
+            raise translated(self.reason, self.address)
 
     def _on_close(self, _: Any, reason: Exception) -> None:
         self.reason = reason
         for future in list(self._waiting):
             if not future.done():
-                future.set_exception(translated(reason))
+                future.set_exception(translated(reason, self.address))
                 future.exception()
         for told in self._when_closed:
             told(reason)
 
 
-class Refused(Exception):
-    """The server has refused a call and closed its channel. Never leaves the adapter."""
+class Refused(BrokerUnavailable):
+    """The server has refused a call and closed its channel: what it will never do, or what is not there now."""
 
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(f"{text} ({code})")
+    def __init__(self, code: int, text: str, address: Address) -> None:
         self.code = code
+        self.told = f"{text} ({code})"
+        # The same code is for what another client has for itself.
+        is_forbidden = code == ACCESS_REFUSED and "for user" in text
+        needed = f"; a user needs configure, write and read: {address.permit}" if is_forbidden else ""
+        super().__init__(f"{self.told}{needed}")
 
 
 def fulfil(future: asyncio.Future[Any], value: Any) -> None:
@@ -284,29 +295,31 @@ async def answered(future: asyncio.Future[Any]) -> Any:
         raise BrokerUnavailable(f"RabbitMQ has not answered for {CALL_PATIENCE:.0f} s") from error
 
 
-def translated(error: BaseException, address: Address | None = None) -> BrokerError | ConfigurationError | Refused:
+def translated(error: BaseException, address: Address) -> BrokerError | ConfigurationError:
     """pika's error as ours, with itself as the cause."""
-    made = _translated(error, "RabbitMQ" if address is None else repr(address))
+    made = _translated(error, address)
     made.__cause__ = error
     return made
 
 
-def _translated(error: BaseException, where: str) -> BrokerError | ConfigurationError | Refused:
+def _translated(error: BaseException, address: Address) -> BrokerError | ConfigurationError:
     if isinstance(error, connection_workflow.AMQPConnectionWorkflowFailed):
-        return _translated(error.exceptions[-1], where)
+        return _translated(error.exceptions[-1], address)
     if isinstance(error, connection_workflow.AMQPConnectorPhaseErrorBase):
-        return _translated(error.exception, where)
+        return _translated(error.exception, address)
     if isinstance(error, exceptions.ProbableAuthenticationError) and "ACCESS_REFUSED" in str(error):
-        return ConfigurationError(f"{where} refuses this user and password")
+        return ConfigurationError(f"{address!r} refuses this user and password")
     if isinstance(error, exceptions.ProbableAccessDeniedError) and _is_final(str(error)):
-        return ConfigurationError(f"{where}: no such virtual host, or not for this user")
+        if "not found" in str(error):
+            return ConfigurationError(f"{address!r}: there is no virtual host {address.vhost!r}")
+        return ConfigurationError(f"{address!r}: this user may not enter the virtual host: {address.permit}")
     if isinstance(error, exceptions.AMQPConnectionError) and error.args and isinstance(error.args[0], Exception):
-        return _translated(error.args[0], where)
+        return _translated(error.args[0], address)
     if isinstance(error, exceptions.ChannelClosedByBroker):
-        return Refused(error.reply_code, error.reply_text)
+        return Refused(error.reply_code, error.reply_text, address)
     if isinstance(error, exceptions.ChannelClosedByClient | exceptions.ConnectionClosedByClient):
         return BrokerClosed("the broker was closed; make a new one")
-    return BrokerUnavailable(f"{where} cannot be reached: {str(error) or type(error).__name__}")
+    return BrokerUnavailable(f"{address!r} cannot be reached: {str(error) or type(error).__name__}")
 
 
 def _is_final(refusal: str) -> bool:

@@ -47,8 +47,6 @@ class Register:
         channel = await self._link.channel()
         try:
             return await self._newest(channel) or b""
-        except Refused as error:
-            raise BrokerUnavailable(str(error)) from error
         finally:
             await channel.close()
 
@@ -103,4 +101,6 @@ class Register:
 
 
 def _version(properties: Any) -> int:
-    return int((properties.headers or {}).get("version", 0))
+    version = (properties.headers or {}).get("version")
+    # Whatever another client may have put there.
+    return version if isinstance(version, int) else 0

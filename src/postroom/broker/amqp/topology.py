@@ -18,7 +18,7 @@ import msgspec
 from postroom.broker.amqp import ladder, wire
 from postroom.broker.amqp.address import Address
 from postroom.broker.amqp.confirms import Publisher
-from postroom.broker.amqp.link import ACCESS_REFUSED, LOCKED, NOT_FOUND, PRECONDITION_FAILED, Channel, Link, Refused
+from postroom.broker.amqp.link import LOCKED, PRECONDITION_FAILED, Channel, Link, Refused
 from postroom.broker.amqp.register import Register
 from postroom.broker.base import Subscription, Topic
 from postroom.broker.routing import matches
@@ -90,7 +90,7 @@ class Directory:
         try:
             text = await self._register.read(_ELSEWHERE)
         except Refused as error:
-            raise _refusal(error, self._address) from error
+            raise _refusal(error) from error
         if text is None:
             raise BrokerUnavailable("somebody else is reading what is declared, and does not give it back; try again")
         return self._read(text)
@@ -114,33 +114,15 @@ class Directory:
         return self.known.topics.get(name) or (await self.refresh()).topics.get(name)
 
     async def has(self, topics: Sequence[Topic], subscriptions: Sequence[Subscription]) -> bool:
-        """Whether all of this is declared, just so, and still there. It is, whenever a worker starts once more: many
-        that start at once must not wait for each other."""
+        """Whether all of this is known, just so."""
         try:
             state = await self.refresh()
         except BrokerUnavailable:
             # Who made the queue has died before anything was in it; whoever has the lock sees to that.
             return False
-        if any(state.topics.get(topic.name) != topic for topic in topics):
-            return False
-        if any(state.subscriptions.get(wanted.name) != wanted for wanted in subscriptions):
-            return False
-        queues = [ladder.step(self._address, level) for level in range(ladder.LEVELS)]
-        queues += [self._address.queue(wanted.name) for wanted in subscriptions]
-        queues += [self._address.history(topic.name) for topic in topics if topic.retention]
-        channel = await self._link.channel()
-        try:
-            for queue in queues:
-                await channel.call("queue_declare", queue=queue, passive=True)
-        except Refused as error:
-            if error.code != NOT_FOUND:
-                raise _refusal(error, self._address) from error
-            return False
-        finally:
-            await channel.close()
-        for wanted in subscriptions:
-            await self._declare_beside(wanted)
-        return True
+        return all(state.topics.get(topic.name) == topic for topic in topics) and all(
+            state.subscriptions.get(wanted.name) == wanted for wanted in subscriptions
+        )
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[State]:
@@ -160,7 +142,7 @@ class Directory:
                     await self._register.replace(lock, text, msgspec.json.encode(state, enc_hook=dict), patience)
                 self.known = state
             except Refused as error:
-                raise _refusal(error, self._address) from error
+                raise _refusal(error) from error
             finally:
                 # With the channel goes nothing; the lock is a queue that ends with its connection, or here.
                 if lock.reason is None:
@@ -185,7 +167,7 @@ class Directory:
                 is_queue = subscription.name in queues or state.is_queue(subscription.name)
                 await self._build(channel, subscription, is_queue, state.subscriptions.get(subscription.name))
         except Refused as error:
-            raise _refusal(error, self._address) from error
+            raise _refusal(error) from error
         finally:
             await channel.close()
 
@@ -213,7 +195,7 @@ class Directory:
                 return channel
             except Refused as error:
                 if error.code != LOCKED:
-                    raise _refusal(error, self._address) from error
+                    raise _refusal(error) from error
             await asyncio.sleep(_LOCK_PAUSE)
         raise BrokerUnavailable(f"for {_LOCK_PATIENCE:.0f} s others have been declaring; {self._lock_name!r} is locked")
 
@@ -223,8 +205,13 @@ class Directory:
 
     async def _build(self, channel: Channel, wanted: Subscription, is_queue: bool, before: Subscription | None) -> None:
         queue, dead = self._address.queue(wanted.name), self._address.dead(wanted.name)
-        await self._declare_beside(wanted)
-        await channel.call("queue_declare", queue=queue, durable=True, arguments=self._arguments(wanted, dead))
+        await self._declare_kept(dead)
+        arguments = self._arguments(dead)
+        if wanted.ordered:
+            await self._declare_kept(self._address.state(wanted.name), {"x-max-length": 1})
+            await self._declare_kept(queue, {**arguments, "x-single-active-consumer": True})
+        else:
+            await _declare(channel, queue, {**arguments, "x-delivery-limit": BACKSTOP})
         bindings = self._bindings(wanted, is_queue)
         old = self._bindings(before, is_queue) if before is not None else []
         # The new ones first: no message falls between the two, and a queue bound twice still gets one copy.
@@ -232,39 +219,36 @@ class Directory:
             await _bind(channel, binding)
         for binding in old:
             if binding not in bindings:
-                await _unbind(channel, binding)
+                await _change(channel, "unbind", binding)
         for exchange in {binding.destination for binding in old if binding.to_exchange}:
             if exchange not in {binding.destination for binding in bindings}:
                 await channel.call("exchange_delete", exchange=exchange)
 
-    async def _declare_beside(self, wanted: Subscription) -> None:
-        await self._declare_kept(self._address.dead(wanted.name))
-        if wanted.ordered:
-            await self._declare_kept(self._address.state(wanted.name), {"x-max-length": 1})
-
-    async def _declare_kept(self, queue: str, more: dict[str, Any] | None = None) -> None:
-        """A queue whose messages are looked at and put back without limit."""
+    async def _declare_kept(self, queue: str, arguments: dict[str, Any] | None = None) -> None:
+        """A queue whose messages are handed over and given back without limit."""
         channel = await self._link.channel()
-        arguments: dict[str, Any] = {"x-queue-type": "quorum", **(more or {})}
-        if version_of(self._link.server) >= (4, 0):
-            # There each look counts, and after twenty the message would be gone (rabbitmq.com/docs/quorum-queues).
-            arguments["x-delivery-limit"] = -1
         try:
-            await channel.call("queue_declare", queue=queue, durable=True, arguments=arguments)
-        except Refused as error:
-            if error.code != PRECONDITION_FAILED:
-                raise _refusal(error, self._address) from error
-            logger.warning(
-                "the queue %s was made before RabbitMQ 4.0, which drops what was looked at twenty times; lift that: "
-                """rabbitmqctl set_policy --apply-to queues kept-%s '^%s$' '{"delivery-limit": -1}'""",
-                queue, queue, re.escape(queue),
-            )  # fmt: skip
+            if version_of(self._link.server) < (4, 0):
+                await _declare(channel, queue, arguments)
+                return
+            try:
+                # There each time counts, and after twenty the message would be gone (rabbitmq.com/docs/quorum-queues).
+                await _declare(channel, queue, {**(arguments or {}), "x-delivery-limit": -1})
+            except Refused as error:
+                if error.code != PRECONDITION_FAILED:
+                    raise
+                channel = await self._link.channel()
+                await _declare(channel, queue, arguments)
+                logger.warning(
+                    "the queue %s was made before RabbitMQ 4.0, which drops what comes back twenty times; lift that: "
+                    """rabbitmqctl set_policy --apply-to queues kept-%s '^%s$' '{"delivery-limit": -1}'""",
+                    queue, queue, re.escape(queue),
+                )  # fmt: skip
         finally:
             await channel.close()
 
-    def _arguments(self, subscription: Subscription, dead: str) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
-            "x-queue-type": "quorum",
+    def _arguments(self, dead: str) -> dict[str, Any]:
+        return {
             "x-overflow": "reject-publish",
             "x-dead-letter-exchange": "",
             "x-dead-letter-routing-key": dead,
@@ -272,13 +256,6 @@ class Directory:
             # Leases are ours; since 3.12 a queue can say that the server need not end long tasks.
             "x-consumer-timeout": _UNLIMITED,
         }
-        if subscription.ordered:
-            arguments["x-single-active-consumer"] = True
-            if version_of(self._link.server) >= (4, 0):
-                arguments["x-delivery-limit"] = -1
-        else:
-            arguments["x-delivery-limit"] = BACKSTOP
-        return arguments
 
     async def _build_history(self, channel: Channel, topic: Topic) -> None:
         stream, address = self._address.history(topic.name), self._address
@@ -354,14 +331,16 @@ def version_of(server: dict[str, Any]) -> tuple[int, int]:
     return int(major), int(minor)
 
 
+async def _declare(channel: Channel, queue: str, arguments: dict[str, Any] | None = None) -> None:
+    await channel.call(
+        "queue_declare", queue=queue, durable=True, arguments={"x-queue-type": "quorum", **(arguments or {})}
+    )
+
+
 async def _bind(channel: Channel, binding: Binding) -> None:
     if binding.to_exchange:
         await channel.call("exchange_declare", exchange=binding.destination, exchange_type="headers", durable=True)
     await _change(channel, "bind", binding)
-
-
-async def _unbind(channel: Channel, binding: Binding) -> None:
-    await _change(channel, "unbind", binding)
 
 
 async def _change(channel: Channel, verb: str, binding: Binding) -> None:
@@ -377,11 +356,10 @@ async def _change(channel: Channel, verb: str, binding: Binding) -> None:
         )
 
 
-def _refusal(error: Refused, address: Address) -> Exception:
+def _refusal(error: Refused) -> ConfigurationError:
     if error.code == PRECONDITION_FAILED:
         return ConfigurationError(
             f"RabbitMQ keeps it with other settings: {error}; let its workers empty it, delete it with "
             "`rabbitmqctl delete_queue NAME`, and declare again; or use another name"
         )
-    needed = f"; a user needs configure, write and read for '{address.names}'" if error.code == ACCESS_REFUSED else ""
-    return ConfigurationError(f"RabbitMQ refuses: {error}{needed}")
+    return ConfigurationError(f"RabbitMQ refuses: {error}")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from hashlib import sha256
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from pika import BasicProperties  # type: ignore[import-untyped]
@@ -20,7 +20,7 @@ from postroom.broker.amqp.address import SHELF
 from postroom.broker.amqp.copies import Copy
 from postroom.broker.amqp.frames import text_of
 from postroom.errors import EncodeError, MessageTooLarge
-from postroom.message import NO_HEADERS, Failure, Message
+from postroom.message import MAX_PRIORITY, NO_HEADERS, Failure, Message
 
 MAX_BODY = 16 * 1024 * 1024
 """Bytes; what a server takes unless told otherwise (rabbitmq.com/docs/configure, ``max_message_size``, since 4.0)."""
@@ -48,9 +48,9 @@ class Envelope(msgspec.Struct, omit_defaults=True, kw_only=True):
     """All of a message that is in no property, and what has become of this copy so far."""
 
     topic: str
-    created_at: float = 0.0
+    created_at: Annotated[float, msgspec.Meta(lt=_LAST_DAY)] = 0.0
     key: str | None = None
-    priority: int = 0
+    priority: Annotated[int, msgspec.Meta(ge=0, le=MAX_PRIORITY)] = 0
     not_before: float | None = None
     expires_at: float | None = None
     idempotency_key: str | None = None
