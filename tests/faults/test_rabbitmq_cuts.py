@@ -164,6 +164,8 @@ def test_what_is_declared_already_waits_for_no_lock(server: Server) -> None:
 class Slow:
     """A publisher whose messages are stored later than it says, or said so later than they are stored."""
 
+    is_blocked = False
+
     def __init__(self, publisher: Publisher, *, says_first: bool) -> None:
         self._publisher = publisher
         self._says_first = says_first

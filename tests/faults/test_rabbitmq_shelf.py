@@ -12,6 +12,7 @@ from services.rabbitmq import RabbitMQServer
 
 from postroom import App, Context
 from postroom.broker.amqp import AMQPBroker, shelf, topology
+from postroom.broker.amqp.consumer import AMQPConsumer
 from postroom.broker.base import Ack, Consumer, Dead, Delivery, Retry, Subscription, Topic
 from postroom.message import Failure, Message, new_id
 from tests.conftest import wait_until, working
@@ -189,6 +190,35 @@ def test_a_lost_channel_takes_only_what_it_held(url: str) -> None:
         assert (again.message, again.attempt) == (second.message, 2)
         assert await consumer.settle([(again, Ack())]) == [None]
         await consumer.close()
+
+    scenario(url, play)
+
+
+def test_a_lost_shelf_takes_only_what_it_held(url: str) -> None:
+    """C2: what the other channel has handed over meanwhile waits here, and nobody else would ever get it."""
+
+    async def play(broker: AMQPBroker) -> None:
+        sent = [message() for _ in range(3)]
+        await broker.publish(sent[:1])
+        consumer = await broker.consume("q", lease=30.0)
+        assert isinstance(consumer, AMQPConsumer)
+        (first,) = await consumer.receive(1, 5.0)
+        await moved(consumer, [first])
+        assert await consumer.receive(2, 0.05) == []
+        receiving = asyncio.create_task(consumer.receive(1, 5.0))
+        await broker.publish(sent[1:])
+        got = await receiving
+        async with asyncio.timeout(5.0):
+            while consumer.waiting != 1:  # noqa: ASYNC110 -- nobody tells of it
+                await asyncio.sleep(0)
+        await first.receipt.source.close()
+        assert await consumer.extend([first]) == [first]
+        while len(got) < 2:
+            more = await consumer.receive(1, 3.0)
+            assert more, "it is held by nobody and given to nobody"
+            got += more
+        assert await consumer.settle([(each, Ack()) for each in got]) == [None, None]
+        assert [each.message for each in got] == sent[1:]
 
     scenario(url, play)
 

@@ -16,7 +16,7 @@ from postroom.broker.amqp.shelf import Shelf
 from postroom.broker.amqp.subscriber import Subscriber
 from postroom.broker.base import Consumer, Delivery, Outcome
 from postroom.broker.refusals import check_count, consumer_closed, lease_over, settled_before
-from postroom.errors import BrokerUnavailable, SettlementError, SubscriptionNotFound
+from postroom.errors import BrokerUnavailable, SettlementError
 from postroom.message import new_id
 
 logger = logging.getLogger("postroom.broker.amqp")
@@ -83,10 +83,7 @@ class AMQPConsumer(Consumer):
 
     def purge(self) -> int:
         """Delete what waits here. Returns how many."""
-        waiting = [*self._buffer, *self._suspects]
-        self._buffer.clear()
-        self._suspects.clear()
-        ack(waiting)
+        ack(waiting := self._untaken())
         return len(waiting)
 
     # The contract
@@ -187,17 +184,15 @@ class AMQPConsumer(Consumer):
     async def _release_all(self) -> None:
         if self._source is not None and self._source.is_alive:
             await self._source.silence()
-        held = [*self._buffer, *self._suspects, *(held for held in self._leased if not held.is_settling)]
-        self._buffer.clear()
-        self._suspects.clear()
-        if held:
-            self._give_back([(one, one.copy.released(), 0.0) for one in held])
+        self._release([*self._untaken(), *(held for held in self._leased if not held.is_settling)])
 
     # Receiving
 
     def _demand(self, max_messages: int) -> int:
         """How many messages the server should let be unsettled."""
-        return len(self._leased) - self._shelf.holding + self.waiting + max_messages
+        # Of suspects more wait here only while they cannot be given back: then no more are asked for.
+        waiting = len(self._buffer) + min(len(self._suspects), _SUSPECTS)
+        return len(self._leased) - self._shelf.holding + waiting + max_messages
 
     async def _hand_out(self, deliveries: Sequence[Delivery]) -> None:
         """What must have happened before these leave."""
@@ -206,10 +201,11 @@ class AMQPConsumer(Consumer):
         async with self._opening:
             if self._closed:
                 raise consumer_closed(self._name)
-            if self._source is not None and self._source.is_deleted:
-                raise SubscriptionNotFound(f"subscription {self._name!r} was deleted")
             if self._source is None or not self._source.is_alive:
                 self._forget()
+                if self._source is not None:
+                    # Its queue may be gone, and the channel still be there.
+                    await self._source.close()
                 self._source = await self._subscribe()
                 self._tend()
             return self._source
@@ -219,8 +215,8 @@ class AMQPConsumer(Consumer):
 
     def _forget(self) -> None:
         """The server has given to others what was held by a channel that is lost."""
-        self._buffer.clear()
-        self._suspects.clear()
+        self._buffer = deque(held for held in self._buffer if held.is_ours)
+        self._suspects = deque(held for held in self._suspects if held.is_ours)
         self._leased = {held for held in self._leased if held.is_ours}
 
     def _lost(self) -> None:
@@ -314,10 +310,26 @@ class AMQPConsumer(Consumer):
                 self._wake.set()
         return errors
 
+    def _untaken(self) -> list[Held]:
+        """Take out all that waits here."""
+        waiting = [*self._buffer, *self._suspects]
+        self._buffer.clear()
+        self._suspects.clear()
+        return waiting
+
+    def _release(self, returned: Sequence[Held]) -> None:
+        if returned:
+            self._give_back([(held, held.copy.released(), 0.0) for held in returned])
+
     def _give_back(self, returned: Sequence[tuple[Held, Copy, float]]) -> None:
         """Store each as the given copy after so many seconds; the server need not count it."""
         self._leased.difference_update(held for held, _, _ in returned)
-        self._start(outcomes.give_back(self._office, self._name, returned))
+        self._start(self._store_again(returned))
+
+    async def _store_again(self, returned: Sequence[tuple[Held, Copy, float]]) -> None:
+        while self._office.is_blocked and not self._closed:  # noqa: ASYNC110 -- told by no event
+            await asyncio.sleep(_TEND)
+        await outcomes.give_back(self._office, self._name, returned)
 
     # Looking after
 
@@ -336,12 +348,15 @@ class AMQPConsumer(Consumer):
         self._timer = self._loop.call_later(_TEND, self._tend)
 
     def _look_after(self, source: Subscriber, now: float) -> None:
-        """Give back what nobody takes."""
+        """Give back what nobody takes; not while no copy can be stored, as each would be charged with a death."""
+        if self._office.is_blocked:
+            return
         if self._receiving and source.asks_too_much and source.is_full:
             source.ask_nothing()
             self._wake.set()
         elif not self._receiving and now - self._idle_since > _LINGER and source.is_quiet:
-            self._stop_asking(source)
+            source.ask_nothing()
+            self._release(self._untaken())
         if old := self._shelf.wanted_for(self._leased, now):
             self._start(self._shelf.move(old))
         late = [held for held in self._suspects if now - held.until > _SUSPECT_WAIT]
@@ -355,7 +370,9 @@ class AMQPConsumer(Consumer):
 
         What is held here is charged if this process dies: a crowd that waits behind a killer would die with it.
         """
-        early = [self._suspects.pop() for _ in range(len(self._suspects) - _SUSPECTS)]
+        early = (
+            [] if self._office.is_blocked else [self._suspects.pop() for _ in range(len(self._suspects) - _SUSPECTS)]
+        )
         if early:
             waits = [_SUSPECT_WAIT + place * _SUSPECT_TIME for place in reversed(range(len(early)))]
             self._give_back([(held, held.copy.released(), wait) for held, wait in zip(early, waits, strict=True)])
@@ -367,19 +384,9 @@ class AMQPConsumer(Consumer):
             if held.started:
                 # The server counts it as one more death: just what it is.
                 held.source.give_up(held.tag)
-        unstarted = [held for held in over if not held.started]
-        if unstarted:
-            self._give_back([(held, held.copy.released(), 0.0) for held in unstarted])
+        self._release([held for held in over if not held.started])
         if over:
             self._wake.set()
-
-    def _stop_asking(self, source: Subscriber) -> None:
-        source.ask_nothing()
-        unwanted = [*self._buffer, *self._suspects]
-        self._buffer.clear()
-        self._suspects.clear()
-        if unwanted:
-            self._give_back([(held, held.copy.released(), 0.0) for held in unwanted])
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)

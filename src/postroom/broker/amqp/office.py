@@ -28,6 +28,11 @@ class Office:
         self._address = address
         self._put_off: dict[str, list[float]] = {}
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the server takes no copies now, as it has told."""
+        return self._publisher.is_blocked
+
     async def subscribe(self, subscription: str, arrived: Arrived, lost: Callable[[], object]) -> Subscriber:
         """A new subscriber, on a channel of its own."""
         channel = await self._link.channel()

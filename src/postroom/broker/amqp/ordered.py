@@ -210,13 +210,14 @@ class OrderedConsumer(AMQPConsumer):
             for i, (held, outcome) in chosen.items()
             if isinstance(outcome, Dead)
         }
-        refused = outcomes.refused(
-            chosen, dict(zip(dead, await self._office.bury(self._name, list(dead.values())), strict=True))
-        )
+        answers = zip(dead, await self._office.bury(self._name, list(dead.values())), strict=True)
+        errors = outcomes.refused(chosen, dict(answers))
+        # Meanwhile the turn may have been lost and come again: the same tags then stand for other messages.
+        errors |= {index: outcomes.lost(held) for index, (held, _) in chosen.items() if not held.is_ours}
         gone: list[Held] = []
         kept: dict[Held, Copy] = {}
         for index, (held, outcome) in chosen.items():
-            if index in refused:
+            if index in errors:
                 continue
             if isinstance(outcome, Retry):
                 kept[held] = held.copy.failed(outcome.failure, suspect=outcome.suspect, due=_due(now, outcome.delay))
@@ -224,17 +225,13 @@ class OrderedConsumer(AMQPConsumer):
                 kept[held] = held.copy.released(_due(now, outcome.delay))
             else:
                 gone.append(held)
-        errors: dict[int, SettlementError] = dict(refused)
-        errors |= {index: outcomes.lost(held) for index, (held, _) in chosen.items() if not held.source.is_alive}
-        if self._source is None or not self._source.is_alive:
-            return errors
         self._drop(gone)
         for held, copy in kept.items():
             self._keep(held, copy)
         if kept:
             await self._save()
         if gone:
-            await self._source.barrier()
+            await gone[0].source.barrier()
         for held in (*gone, *kept):
             held.is_settled = True
         self._wake.set()

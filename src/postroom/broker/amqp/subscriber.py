@@ -66,7 +66,7 @@ class Subscriber:
 
     @property
     def is_alive(self) -> bool:
-        return self._channel.reason is None
+        return self._channel.reason is None and not self.is_deleted
 
     @property
     def reason(self) -> Exception | None:
@@ -79,7 +79,7 @@ class Subscriber:
 
     def holds(self, tag: int) -> bool:
         """Whether the server waits for us to settle it."""
-        return self.is_alive and not self.is_deleted and tag in self._unsettled
+        return self.is_alive and tag in self._unsettled
 
     def ask(self, wanted: int) -> None:
         """Let at least ``wanted`` messages be unsettled."""
