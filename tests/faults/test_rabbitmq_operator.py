@@ -284,6 +284,30 @@ def test_suspects_are_not_charged_for_a_server_short_of_memory(server: RabbitMQS
     asyncio.run(main())
 
 
+def test_what_cannot_be_stored_again_comes_back_as_it_is(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C2: a worker that no longer takes gives back what it was handed over in advance, and no copy of it is stored."""
+    sent = [message("q") for _ in range(2)]
+
+    async def main() -> None:
+        async with opened(url) as broker, opened(url) as other:
+            consumer = await broker.consume("q")
+            assert isinstance(consumer, AMQPConsumer)
+            assert await consumer.receive(2, 0.05) == []
+            await broker.publish(sent)
+            (first,) = await consumer.receive(1, 10.0)
+            await until(lambda: consumer.waiting == 1)
+
+            async def fails(*_: object) -> list[Answer]:
+                raise BrokerUnavailable("not now")
+
+            monkeypatch.setattr(consumer._office, "put", fails)
+            (second,) = await (await other.consume("q")).receive(2, 10.0)
+            assert (second.message, second.attempt, second.suspect) == (sent[1], 2, True)
+            assert await consumer.settle([(first, Ack())]) == [None]
+
+    asyncio.run(main())
+
+
 async def short_of_memory(server: RabbitMQServer, broker: AMQPBroker) -> None:
     """Return once the server has told the broker."""
     await asyncio.to_thread(server.control, "set_vm_memory_high_watermark", "0.000001")

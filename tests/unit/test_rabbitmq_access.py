@@ -67,6 +67,26 @@ def test_a_password_over_tls(place: Place) -> None:
     asyncio.run(live(f"amqps://shop:p%40ss@127.0.0.1:{place.port}/?cafile={place.authority}"))
 
 
+def test_a_certificate_of_our_own(tmp_path: Path) -> None:
+    """A server that lets in nobody without one."""
+    made = make_certificate(tmp_path)
+    ours = make_certificate(tmp_path / "ours", made)
+    port = free_port()
+    settings = {
+        "listeners.ssl.1": f"127.0.0.1:{port}",
+        "ssl_options.cacertfile": str(made.certificate),
+        "ssl_options.certfile": str(made.certificate),
+        "ssl_options.keyfile": str(made.key),
+        "ssl_options.verify": "verify_peer",
+        "ssl_options.fail_if_no_peer_cert": "true",
+    }
+    url = f"amqps://guest:guest@127.0.0.1:{port}/?cafile={made.certificate}"
+    with started(RabbitMQServer(tmp_path / "rabbitmq", settings=settings)):
+        asyncio.run(live(f"{url}&certfile={ours.certificate}&keyfile={ours.key}"))
+        with pytest.raises(BrokerUnavailable):
+            asyncio.run(live(url))
+
+
 def test_a_wrong_password_is_told_without_it(place: Place) -> None:
     with pytest.raises(ConfigurationError, match="refuses this user") as error:
         asyncio.run(live(f"amqps://shop:not-it@127.0.0.1:{place.port}/?cafile={place.authority}"))
