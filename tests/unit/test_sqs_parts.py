@@ -354,7 +354,16 @@ def test_what_is_no_answer_of_the_service_is_told(monkeypatch: pytest.MonkeyPatc
 
 def test_somebody_elses_attribute_of_our_name() -> None:
     """It is no message of ours, but a message: nothing of it is lost."""
-    for theirs in ("not JSON", "{}", json.dumps({"id": 1})):
+    deep = '{"id": "i", "topic": "t", "name": "n", "x": %s}' % ("[" * 10_000 + "]" * 10_000)
+    for theirs in ("not JSON", "{}", json.dumps({"id": 1}), deep):
         attributes = {"postroom": {"StringValue": theirs}, "ce-type": {"StringValue": "work"}}
         came = read("{}", attributes, "identity", "mail", None)
         assert (came.envelope.id, came.envelope.name) == ("identity", "work")
+
+
+@pytest.mark.parametrize("body", ["Grüße", "abc"])
+def test_a_body_that_is_not_the_base64_it_claims_to_be(body: str) -> None:
+    """C10: it is delivered as it is. Who takes it would otherwise end, and so would the next who takes it."""
+    claim = {"id": "i", "topic": "mail", "name": "work", "base64": True}
+    came = read(body, {"postroom": {"StringValue": json.dumps(claim)}}, "identity", "mail", None)
+    assert unpack(came.text, came.envelope).body == body.encode()

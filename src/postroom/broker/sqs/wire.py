@@ -8,7 +8,6 @@ their own names as far as there is room, by which SNS filters.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -128,7 +127,7 @@ def pack(message: Message, limit: int = MOST_BYTES) -> Copy:
 def unpack(text: str, envelope: Envelope) -> Message:
     try:
         body = base64.b64decode(text) if envelope.base64 else text.encode()
-    except binascii.Error:
+    except ValueError:
         # Another client's: whoever decodes it will say so, and it becomes a dead letter.
         body = text.encode()
     fields = {name: getattr(envelope, name) for name in _COPIED}
@@ -182,7 +181,7 @@ def read(text: str, attributes: Mapping[str, Mapping[str, Any]], identity: str, 
     if ours is not None:
         try:
             return Copy(text, msgspec.json.decode(ours, type=Envelope))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             # Somebody else's attribute of that name: the message must not be lost for it.
             pass
     return Copy(
