@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -36,6 +37,7 @@ from postroom.broker.sqs.wire import (
     unpack,
 )
 from postroom.errors import (
+    BrokerClosed,
     BrokerUnavailable,
     ConfigurationError,
     EncodeError,
@@ -323,33 +325,85 @@ def test_errors_in_our_words(error: Exception, what: str, kind: type[PostroomErr
     assert type(translated(error, what)) is kind
 
 
-def test_what_is_no_answer_of_the_service_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("service", "status", "page"),
+    [
+        ("sns", b"403 Forbidden", b"<html>Please log in<br></html>"),
+        ("sqs", b"403 Forbidden", "<html>Zugriff für Gäste</html>".encode("latin-1")),
+        ("sqs", b"200 OK", b"[]"),
+    ],
+)
+def test_what_is_no_answer_of_the_service_is_told(
+    monkeypatch: pytest.MonkeyPatch, service: str, status: bytes, page: bytes
+) -> None:
     """As the page of a proxy, which the client's library cannot read: whoever publishes must not wait for ever."""
+    answer = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(page), page)
+
+    async def publish(asked: Service) -> Answers:
+        made = entry(pack(message()), fifo=False)
+        if service == "sqs":
+            return await asked.send("http://queue", [made])
+        made["Message"] = made.pop("MessageBody")
+        return await asked.publish("arn:aws:sns:eu-west-1:000000000000:t", [made])
+
+    (error,) = answered(monkeypatch, answer, publish)
+    assert isinstance(error, BrokerUnavailable)
+    assert "proxy" in str(error)
+
+
+def test_what_the_service_repeats_of_a_request_is_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers a wrong signature with the request as it saw it, and in that stands the token of a session."""
+    page = json.dumps(
+        {
+            "__type": "com.amazon.coral.service#SignatureDoesNotMatch",
+            "message": "The request signature we calculated does not match the signature you provided.\n\n"
+            "The Canonical String for this request should have been\n'POST\n/\n\nx-amz-security-token:secret\n'",
+        }
+    ).encode()
+    answer = b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%s" % (len(page), page)
+
+    async def ask(asked: Service) -> None:
+        with pytest.raises(ConfigurationError, match="does not match the signature") as told:
+            await asked.call("sqs", "list_queues")
+        assert "secret" not in str(told.value)
+
+    answered(monkeypatch, answer, ask)
+
+
+def test_after_the_end_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever was still counting queues when the broker was closed would open a connection that nobody closes."""
+
+    async def ask(asked: Service) -> None:
+        await asked.close()
+        with pytest.raises(BrokerClosed):
+            await asked.call("sns", "list_topics")
+        assert not asked._clients
+
+    answered(monkeypatch, b"", ask)
+
+
+def answered(monkeypatch: pytest.MonkeyPatch, answer: bytes, use: Callable[[Service], Awaitable[Any]]) -> Any:
+    """What comes of ``use`` at a server that gives this answer to whatever it is asked."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    page = b"<html>Please log in<br></html>"
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%s" % (len(page), page))
+        writer.write(answer)
         await writer.drain()
         writer.close()
 
-    async def run() -> Answers:
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as proxy:
-            port = proxy.sockets[0].getsockname()[1]
+    async def run() -> Any:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
             service = Service(parse(f"sqs://eu-west-1?endpoint_url=http://127.0.0.1:{port}"))
-            published = entry(pack(message()), fifo=False)
-            published["Message"] = published.pop("MessageBody")
             try:
                 async with asyncio.timeout(20):
-                    return await service.publish("arn:aws:sns:eu-west-1:000000000000:t", [published])
+                    return await use(service)
             finally:
                 await service.close()
 
-    (error,) = asyncio.run(run())
-    assert isinstance(error, BrokerUnavailable)
-    assert "proxy" in str(error)
+    return asyncio.run(run())
 
 
 def test_somebody_elses_attribute_of_our_name() -> None:

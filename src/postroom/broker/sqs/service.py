@@ -29,7 +29,6 @@ from botocore.exceptions import (  # type: ignore[import-untyped]
     SSOError,
     TokenRetrievalError,
 )
-from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
 from postroom.broker.sqs.address import FIFO, Address
 from postroom.broker.sqs.wire import MOST_BYTES, size_of
@@ -127,11 +126,13 @@ class Service:
 
     async def call(self, service: str, operation: str, **parameters: Any) -> dict[str, Any]:
         """Raises ``Missing`` and what else :func:`translated` makes of the client's exceptions."""
+        if self._closed:
+            raise BrokerClosed(f"the broker was closed before {operation}")
         try:
             client = await self._client(service, _USES.get(operation, _ASK))
             answer: dict[str, Any] = await getattr(client, operation)(**parameters)
             return answer
-        except (BotoCoreError, ClientError, ResponseParserError, OSError, TimeoutError) as error:
+        except Exception as error:
             if self._closed:
                 raise BrokerClosed(f"the broker was closed during {operation}") from error
             raise translated(error, f"{service}:{operation}") from error
@@ -306,11 +307,12 @@ def translated(error: Exception, what: str) -> PostroomError:
         return ConfigurationError(f"{what}: {error}; correct AWS_PROFILE or the AWS config file, or log in anew")
     if isinstance(error, CredentialRetrievalError | MetadataRetrievalError):
         return BrokerUnavailable(f"{what}: the AWS credentials cannot be fetched now: {error}")
-    if isinstance(error, ResponseParserError):
-        return BrokerUnavailable(f"{what}: this is no answer of the service; is a proxy in between? {error}")
     if isinstance(error, ConnectionError | HTTPClientError | OSError | TimeoutError):
         return BrokerUnavailable(f"{what}: the service cannot be reached: {error or type(error).__name__}")
-    return BrokerError(f"{what}: {error}")
+    if isinstance(error, BotoCoreError):
+        return BrokerError(f"{what}: {error}")
+    # The library has errors of its own for but a few of the pages that it cannot read.
+    return BrokerUnavailable(f"{what}: this is no answer of the service; is a proxy in between? {error!r}")
 
 
 def _refusal(entry: dict[str, Any], what: str) -> PostroomError:
@@ -319,7 +321,9 @@ def _refusal(entry: dict[str, Any], what: str) -> PostroomError:
 
 
 def _told(code: str, message: str, what: str, status: int) -> PostroomError:
-    text = f"{what}: {code}: {message}"
+    # What follows the first line is our own request, with the token of the session, where its signature is wrong.
+    first_line = message.strip().split("\n")[0]
+    text = f"{what}: {code}: {first_line}"
     short = code.rpartition(".")[2]
     if short in _GONE:
         return Missing(text)
