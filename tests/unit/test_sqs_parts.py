@@ -17,6 +17,7 @@ from botocore.exceptions import (
     ProfileNotFound,
     ReadTimeoutError,
 )
+from botocore.session import Session
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,9 +87,13 @@ def test_a_wrong_url_is_told(url: str, words: str) -> None:
 
 
 def test_a_url() -> None:
+    session = Session()
     found = parse("sqs://us-gov-west-1?namespace=shop&wait=20&endpoint_url=http://127.0.0.1:4588")
     assert (found.region, found.namespace, found.wait) == ("us-gov-west-1", "shop", 20)
     assert parse("sqs://").region is None
+    for partition in session.get_available_partitions():
+        for region in session.get_available_regions("sqs", partition):
+            assert parse(f"sqs://{region}").region == region
 
 
 @given(st.lists(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}", fullmatch=True), unique=True))

@@ -72,7 +72,7 @@ def parse(url: str) -> Address:
             hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(_OPTIONS)}"
             raise ConfigurationError(f"broker URL sqs://…: no option {option!r}; {hint}")
     region = parts.netloc or None
-    if region is not None and not re.fullmatch(r"[a-z]{2}(?:-[a-z]+)+-\d", region):
+    if region is not None and not re.fullmatch(r"[a-z]+(?:-[a-z]+)+-\d+", region):
         raise ConfigurationError(f"broker URL sqs://{region}: a region is written as eu-west-1")
     endpoint = options.get("endpoint_url")
     if endpoint is not None and not re.fullmatch(r"https?://[^/?#@\s]+/?", endpoint):
