@@ -305,6 +305,40 @@ def test_what_is_denied_later_is_tried_again(play: Play, monkeypatch: pytest.Mon
     play(scenario)
 
 
+@pytest.mark.parametrize("operation", ["delete_message_batch", "send_message_batch", "change_message_visibility_batch"])
+def test_what_a_running_worker_is_denied_costs_no_lease(
+    play: Play, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """What is done stays done, and is told as soon as that is allowed again; what runs goes on."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q")
+        await broker.publish([message("q", str(number)) for number in range(3)])
+        consumer = await broker.consume("q")
+        first, second, third = await take(consumer, 3)
+        retry = Retry(delay=60.0, failure=FAILURE)
+        assert await consumer.extend([first, second, third]) == []
+        assert await consumer.settle([(first, retry)]) == [None]
+        service, _ = broker._opened()
+        call, denied = service.call, True
+
+        async def deny(name: str, asked: str, **parameters: Any) -> dict[str, Any]:
+            if denied and asked == operation:
+                raise ConfigurationError("AccessDenied")
+            return await call(name, asked, **parameters)
+
+        monkeypatch.setattr(service, "call", deny)
+        with pytest.raises(BrokerUnavailable, match="AccessDenied"):
+            await consumer.extend([second, third])
+            await consumer.settle([(second, Ack()), (third, retry)])
+        denied = False
+        assert await consumer.extend([third]) == []
+        assert await consumer.settle([(second, Ack()), (third, retry)]) == [None, None]
+        assert await counts(broker) == {"delayed": 2}
+
+    play(scenario)
+
+
 def test_a_redrive_before_does_not_change_the_order(play: Play) -> None:
     """Whatever a process has sent to an ordered queue before, what it sends at once leaves one batch after another."""
 

@@ -102,6 +102,7 @@ class Service:
         self._session = AioSession()
         self._stack = AsyncExitStack()
         self._batchers: dict[tuple[str, str], Batcher] = {}
+        self._worked: set[tuple[str, str]] = set()
         self._closed = False
 
     async def open(self) -> None:
@@ -187,12 +188,20 @@ class Service:
 
     async def _batch(self, operation: str, target: str, entries: list[dict[str, Any]]) -> Answers:
         numbered = [entry | {"Id": str(number)} for number, entry in enumerate(entries)]
-        if operation == "publish_batch":
-            answer = await self.call("sns", operation, TopicArn=target, PublishBatchRequestEntries=numbered)
-        else:
-            answer = await self.call("sqs", operation, QueueUrl=target, Entries=numbered)
+        has_worked = (operation, target) in self._worked
+        try:
+            if operation == "publish_batch":
+                answer = await self.call("sns", operation, TopicArn=target, PublishBatchRequestEntries=numbered)
+            else:
+                answer = await self.call("sqs", operation, QueueUrl=target, Entries=numbered)
+        except ConfigurationError as error:
+            raise _for_now(error, has_worked) from error.__cause__
         done = {int(entry["Id"]) for entry in answer.get("Successful", ())}
-        failed = {int(entry["Id"]): _refusal(entry, operation) for entry in answer.get("Failed", ())}
+        if done:
+            self._worked.add((operation, target))
+        failed = {
+            int(entry["Id"]): _for_now(_refusal(entry, operation), has_worked) for entry in answer.get("Failed", ())
+        }
         silence = BrokerUnavailable(f"{operation}: the service did not answer for every entry")
         return [None if number in done else failed.get(number, silence) for number in range(len(entries))]
 
@@ -318,6 +327,11 @@ def translated(error: Exception, what: str) -> PostroomError:
 def _refusal(entry: dict[str, Any], what: str) -> PostroomError:
     status = 400 if entry.get("SenderFault", True) else 500
     return _told(str(entry.get("Code", "")), str(entry.get("Message", "")), what, status)
+
+
+def _for_now(error: PostroomError, has_worked: bool) -> PostroomError:
+    """What has worked may work again, as soon as somebody has mended the policy or the key."""
+    return BrokerUnavailable(str(error)) if has_worked and isinstance(error, ConfigurationError) else error
 
 
 def _told(code: str, message: str, what: str, status: int) -> PostroomError:
