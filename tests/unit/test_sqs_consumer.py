@@ -328,9 +328,10 @@ def test_what_a_running_worker_is_denied_costs_no_lease(
             return await call(name, asked, **parameters)
 
         monkeypatch.setattr(service, "call", deny)
+        is_renewal = operation == "change_message_visibility_batch"
+        asking = consumer.extend([third]) if is_renewal else consumer.settle([(second, Ack()), (third, retry)])
         with pytest.raises(BrokerUnavailable, match="AccessDenied"):
-            await consumer.extend([second, third])
-            await consumer.settle([(second, Ack()), (third, retry)])
+            await asking
         denied = False
         assert await consumer.extend([third]) == []
         assert await consumer.settle([(second, Ack()), (third, retry)]) == [None, None]
@@ -488,3 +489,58 @@ def test_at_amazon_a_new_queue_is_given_its_second(server: SQSServer, monkeypatc
             await broker.close()
 
     asyncio.run(scenario())
+
+
+def test_what_comes_late_in_a_long_poll_has_most_of_its_lease(server: SQSServer) -> None:
+    """The lease counts from the question, so a poll must not wait at the service until it is over."""
+
+    async def scenario() -> None:
+        broker = SQSBroker(f"{server.url}&wait=8&namespace=t{uuid4().hex[:12]}")
+        await broker.connect()
+        try:
+            await queue(broker, "q")
+            consumer = await broker.consume("q", lease=6.0)
+            receiving = asyncio.ensure_future(consumer.receive(1, 10.0))
+            await asyncio.sleep(5.0)
+            await broker.publish([message("q")])
+            (delivery,) = await receiving
+            assert (delivery.attempt, delivery.suspect) == (1, False)
+            assert delivery.receipt.until > time.monotonic() + 3.0
+        finally:
+            await broker.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_close_that_was_broken_off_is_done_by_the_next(play: Play) -> None:
+    """Somebody's patience ended: the broker that is closed next still gives back what the consumer held."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q")
+        await broker.publish([message("q")])
+        consumer = await broker.consume("q")
+        await take(consumer, 1)
+        assert await consumer.receive(1, 1.0) == []
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.0):
+                await consumer.close()
+        await broker.close()
+        assert await counts(other) == {"ready": 1}
+
+    play(scenario)
+
+
+def test_what_was_lost_is_not_kept(play: Play) -> None:
+    """Or every lease that ends would cost a worker the memory of its message, for good."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q")
+        await broker.publish([message("q", str(number)) for number in range(3)])
+        consumer = await broker.consume("q")
+        first, second, third = await take(consumer, 3)
+        first.receipt.until = second.receipt.until = 0.0
+        # The other is not heard of any more: its handler was stopped as over while the service was away.
+        assert await consumer.extend([first, third]) == [first]
+        assert list(consumer._here.values()) == [third.receipt]
+
+    play(scenario)

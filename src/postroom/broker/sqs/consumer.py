@@ -18,11 +18,7 @@ from postroom.broker.sqs.outcomes import Outcomes
 from postroom.broker.sqs.service import Answers, Missing, Service, not_found
 from postroom.broker.sqs.wire import UNFILTERED
 from postroom.clock import Clock
-from postroom.errors import (
-    BrokerUnavailable,
-    PostroomError,
-    SettlementError,
-)
+from postroom.errors import BrokerUnavailable, PostroomError, SettlementError
 
 logger = logging.getLogger("postroom.broker.sqs")
 
@@ -63,6 +59,8 @@ class SQSConsumer(Consumer):
         self._kept = kept
         self._lease = lease
         self._visibility = math.ceil(lease)
+        # As the lease counts from the question, what comes late in a long poll would have little of it left.
+        self._wait = min(service.address.wait, max(1, int(lease / 3)))
         # Ours ends first, so that what is sent just in time also arrives in time.
         self._own_lease = lease - min(0.5, lease / 20)
         self._clock = clock
@@ -109,7 +107,7 @@ class SQSConsumer(Consumer):
             if deliveries or left <= 0:
                 return deliveries
             # It may outlast this call: what it brings waits for the next.
-            self._ask(count, self._service.address.wait)
+            self._ask(count, self._wait)
             await self._clock.wait(self._arrived, None if left == math.inf else left)
 
     async def _glance(self, count: int, timeout: float) -> list[Delivery]:
@@ -320,8 +318,10 @@ class SQSConsumer(Consumer):
         for (delivery, held), answer in zip(asked, answers, strict=True):
             if answer is not None and not isinstance(answer, BrokerUnavailable):
                 held.until = 0.0
-                self._drop(held)
                 lost.append(delivery)
+        # Of what was lost unasked, too, nobody settles anything.
+        now = time.monotonic()
+        self._here = {identity: held for identity, held in self._here.items() if held.until > now}
         if answers and all(isinstance(answer, BrokerUnavailable) for answer in answers):
             assert answers[0] is not None
             raise answers[0]
@@ -337,17 +337,20 @@ class SQSConsumer(Consumer):
         return answers
 
     async def close(self) -> None:
-        if self._closed:
-            return
         self._closed = True
         self._arrived.set()
         # What the polls under way bring would otherwise be lost for a lease, and count.
-        while self._polls or self._tasks:
-            await asyncio.wait([*self._polls, *self._tasks])
-        await self._put_back(list(self._here.values()), 0.0)
+        await self._finish()
+        # As a task: whoever closes once more, because the first lost patience, waits for it, too.
+        self._spawn(self._put_back(list(self._here.values()), 0.0))
+        await self._finish()
         self._ready.clear()
         self._suspects.clear()
         self._on_close(self)
+
+    async def _finish(self) -> None:
+        while self._polls or self._tasks:
+            await asyncio.wait([*self._polls, *self._tasks])
 
     def _expect_a_receive(self) -> None:
         if (self._ready or self._suspects) and not self._receiving and not self._closed:
