@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 from uuid import uuid4
@@ -14,7 +15,7 @@ from services.sqs import CREDENTIALS, SQSServer
 from postroom.broker.base import Ack, Consumer, Dead, Delivery, Release, Retry, Subscription, Topic
 from postroom.broker.sqs import SQSBroker, letters
 from postroom.broker.sqs.held import MOST_HIDDEN
-from postroom.errors import BrokerUnavailable, ConfigurationError, LeaseLost, MessageTooLarge
+from postroom.errors import BrokerUnavailable, ConfigurationError, LeaseLost, MessageTooLarge, UnsupportedOperation
 from postroom.message import Failure, Message, new_id
 from tests.servers import private
 
@@ -542,5 +543,46 @@ def test_what_was_lost_is_not_kept(play: Play) -> None:
         # The other is not heard of any more: its handler was stopped as over while the service was away.
         assert await consumer.extend([first, third]) == [first]
         assert list(consumer._here.values()) == [third.receipt]
+
+    play(scenario)
+
+
+def test_an_ordered_queue_refuses_what_it_would_drop_before_its_time(play: Play) -> None:
+    """It is hidden, not stored anew, and the service keeps no message for longer than 14 days."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await broker.declare([Topic(name="t")], [Subscription(name="plain", pattern="t")])
+        await broker.declare([], [Subscription(name="ordered", pattern="t", ordered=True)])
+        far = message("t", key="k", not_before=time.time() + 15 * 86_400)
+        near = message("t", key="k", not_before=time.time() + 13 * 86_400)
+        refused, taken = await broker.publish([far, near])
+        assert isinstance(refused, UnsupportedOperation)
+        assert refused.capability == "delay"
+        assert taken == near.id
+        assert {stats.name: stats.ready for stats in await broker.stats()} == {"plain": 1, "ordered": 1}
+
+    play(scenario)
+
+
+def test_many_who_publish_ask_once_where_to(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of a topic holds for seconds, and all who publish find it over in the same moment."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await broker.declare([Topic(name="t")], [Subscription(name="s", pattern="t")])
+        service, _ = broker._opened()
+        call, asked = service.call, Counter[str]()
+
+        async def count(name: str, operation: str, **parameters: Any) -> dict[str, Any]:
+            asked[operation] += 1
+            return await call(name, operation, **parameters)
+
+        monkeypatch.setattr(service, "call", count)
+        sent = [message("t") for _ in range(50)]
+        impatient = asyncio.ensure_future(broker.publish(sent[:1]))
+        others = [asyncio.ensure_future(broker.publish([one])) for one in sent[1:]]
+        await asyncio.sleep(0)
+        impatient.cancel()
+        assert await asyncio.gather(*others) == [[one.id] for one in sent[1:]]
+        assert asked["get_topic_attributes"] == 1
 
     play(scenario)

@@ -15,11 +15,18 @@ from postroom.broker.sqs.examination import examine
 from postroom.broker.sqs.held import MOST_HIDDEN, Memory
 from postroom.broker.sqs.kept import Kept
 from postroom.broker.sqs.service import Answers, Missing, Service
-from postroom.broker.sqs.topology import Route, Topology
+from postroom.broker.sqs.topology import RETENTION, Route, Topology
 from postroom.broker.sqs.wire import MOST_BODY, entry, pack
 from postroom.clock import Clock, SystemClock
 from postroom.doctor import Finding
-from postroom.errors import BrokerClosed, BrokerUnavailable, ConfigurationError, PostroomError, TopicNotFound
+from postroom.errors import (
+    BrokerClosed,
+    BrokerUnavailable,
+    ConfigurationError,
+    PostroomError,
+    TopicNotFound,
+    UnsupportedOperation,
+)
 from postroom.message import DeadLetter, Message
 
 _COUNTS = (
@@ -212,6 +219,12 @@ class SQSBroker(Broker):
         for kept in route.queues:
             if route.arn is None or wants(kept.declared, message):
                 fifo = kept.declared.ordered
+                if fifo and delay > RETENTION:
+                    raise UnsupportedOperation(
+                        f"message {message.id} is for later than 14 days from now, and {kept.name!r} is ordered: SQS "
+                        "would drop it before; publish it later, or to a subscription that is not ordered",
+                        "delay",
+                    )
                 target = _Target(kept.url, is_beside=route.arn is not None)
                 made.append((target, entry(copy, fifo=fifo, delay=delay)))
         return made

@@ -55,6 +55,7 @@ class Topology:
         self._service = service
         self._address = service.address
         self._routes: dict[str, Route] = {}
+        self._asking: dict[str, asyncio.Task[Route]] = {}
         self._arn_prefix: str | None = None
 
     # Seen
@@ -62,14 +63,30 @@ class Topology:
     async def route(self, topic: str) -> Route:
         """Raises ``TopicNotFound``."""
         known = self._routes.get(topic)
-        if known is None or known.until < time.monotonic():
-            asked = time.monotonic()
-            known = self._routes[topic] = await self._find_route(topic, asked)
-        return known
+        if known is not None and known.until >= time.monotonic():
+            return known
+        # All who publish find it over at the same moment: one asks for them all, whoever of them gives up meanwhile.
+        asking = self._asking.get(topic)
+        if asking is None:
+            asking = asyncio.get_running_loop().create_task(self._find_route(topic, time.monotonic()))
+            self._asking[topic] = asking
+            asking.add_done_callback(lambda done: self._found(topic, done))
+        return await asyncio.shield(asking)
+
+    def _found(self, topic: str, asking: asyncio.Task[Route]) -> None:
+        if self._asking.get(topic) is asking:
+            del self._asking[topic]
+            if not asking.cancelled() and asking.exception() is None:
+                self._routes[topic] = asking.result()
 
     def forget(self, topic: str) -> None:
         """Its queue or SNS topic is not where it was."""
         self._routes.pop(topic, None)
+
+    def _forget_all(self) -> None:
+        """What is being asked at this moment may be of before: it is told, but not kept."""
+        self._routes.clear()
+        self._asking.clear()
 
     async def find(self, subscription: str) -> Kept:
         """Raises ``SubscriptionNotFound``."""
@@ -116,7 +133,7 @@ class Topology:
         queues = {topic.name for topic in topics if topic.queue}
         queues |= {kept.name for kept in known.values() if kept.queue}
         check(known, topics, subscriptions)
-        self._routes.clear()
+        self._forget_all()
         made = await _each(subscriptions, lambda wanted: self._keep(wanted, wanted.name in queues, known))
         plain = [topic.name for topic in topics if not topic.queue]
         await _each(plain, self._make_topic)
@@ -124,13 +141,13 @@ class Topology:
         if plain or events:
             await self._hang(plain, events, known)
         await _each([kept for kept in made if kept.name in known], self._tag_again)
-        self._routes.clear()
+        self._forget_all()
         if any(kept.declared.ordered and kept.name not in known for kept in events):
             # Until then publishers elsewhere may not know that they have to send to it.
             await asyncio.sleep(ROUTES_HOLD)
 
     async def unsubscribe(self, kept: Kept) -> None:
-        self._routes.clear()
+        self._forget_all()
         if not kept.queue and not kept.declared.ordered:
             arn = await self.queue_arn(kept.url)
             for topic in await self.topics():
