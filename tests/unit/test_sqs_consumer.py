@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 from uuid import uuid4
+from weakref import WeakSet
 
 import pytest
 from services.sqs import CREDENTIALS, SQSServer
@@ -15,6 +16,7 @@ from services.sqs import CREDENTIALS, SQSServer
 from postroom.broker.base import Ack, Consumer, Dead, Delivery, Release, Retry, Subscription, Topic
 from postroom.broker.sqs import SQSBroker, letters
 from postroom.broker.sqs.held import MOST_HIDDEN
+from postroom.broker.sqs.wire import Copy, read
 from postroom.errors import BrokerUnavailable, ConfigurationError, LeaseLost, MessageTooLarge, UnsupportedOperation
 from postroom.message import Failure, Message, new_id
 from tests.servers import private
@@ -584,5 +586,33 @@ def test_many_who_publish_ask_once_where_to(play: Play, monkeypatch: pytest.Monk
         impatient.cancel()
         assert await asyncio.gather(*others) == [[one.id] for one in sent[1:]]
         assert asked["get_topic_attributes"] == 1
+
+    play(scenario)
+
+
+def test_storing_letters_anew_holds_few_at_once(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C15: every worker does it, beside its work, and there may be any number of them."""
+    alive: WeakSet[Copy] = WeakSet()
+    most = 0
+
+    def noted(*given: Any) -> Copy:
+        nonlocal most
+        copy = read(*given)
+        alive.add(copy)
+        most = max(most, len(alive))
+        return copy
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q")
+        await broker.publish([message("q", str(number)) for number in range(45)])
+        consumer = await broker.consume("q")
+        await consumer.settle([(delivery, Dead(FAILURE)) for delivery in await take(consumer, 45)])
+        service, topology = broker._opened()
+        kept = await topology.find("q")
+        monkeypatch.setattr(letters, "read", noted)
+        assert await letters.renew(service, kept, 60.0, time.time()) == 0
+        assert await letters.renew(service, kept, 0.0, time.time()) == 45
+        assert most <= 20
+        assert await counts(broker) == {"dead": 45}
 
     play(scenario)

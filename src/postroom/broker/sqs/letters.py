@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -29,19 +29,22 @@ _PATIENCE = 15.0
 """Seconds for which a reader makes way for others until it has seen all."""
 
 
+_Receipts = dict[str, str]
+"""By the service's own id; more than one letter of one id if a crash left it twice."""
+
+
 class _Found(msgspec.Struct):
     copy: Copy
     letter: DeadLetter
     sent_at: float
     """Unix time from which the service counts how long it keeps it."""
-    receipts: dict[str, str]
-    """By the service's own id; more than one if a crash left it twice."""
+    receipts: _Receipts
 
 
 async def browse(service: Service, kept: Kept, ids: Collection[str] | None) -> list[DeadLetter]:
     """Oldest death first; those of ``ids`` if given."""
     found = await _read(service, kept, ids)
-    await _show(service, kept, found.values())
+    await _show(service, kept, [item.receipts for item in found.values()])
     chosen = [item.letter for item in found.values() if ids is None or item.letter.message.id in ids]
     return sorted(chosen, key=lambda item: (item.dead_at, item.message.id))
 
@@ -57,7 +60,7 @@ async def redrive(service: Service, kept: Kept, ids: Sequence[str]) -> list[str]
         entries.append(entry(copy, fifo=fifo, once=f".r{copy.envelope.redriven}"))
     sent = await service.send(kept.url, entries)
     moved = [item for item, answer in zip(chosen, sent, strict=True) if answer is None]
-    await _show(service, kept, [item for item in found.values() if item not in moved])
+    await _show(service, kept, [item.receipts for item in found.values() if item not in moved])
     deleted = await _delete(service, kept, moved)
     _raise_if_nothing_is_known([*sent, *deleted], moved)
     return [item.letter.message.id for item in moved]
@@ -67,7 +70,7 @@ async def discard(service: Service, kept: Kept, ids: Sequence[str]) -> list[str]
     wanted = dict.fromkeys(ids)
     found = await _read(service, kept, wanted)
     chosen = [found[name] for name in wanted if name in found]
-    await _show(service, kept, [item for item in found.values() if item not in chosen])
+    await _show(service, kept, [item.receipts for item in found.values() if item not in chosen])
     answers = await _delete(service, kept, chosen)
     gone = [item for item, answer in zip(chosen, answers, strict=True) if answer is None]
     _raise_if_nothing_is_known(answers, gone)
@@ -87,18 +90,30 @@ async def keep(service: Service, kept: Kept, clock: Clock) -> None:
 
 
 async def renew(service: Service, kept: Kept, older_than: float, now: float) -> int:
-    """Store anew what has been kept for so many seconds, before the service drops it. Returns how many."""
-    found = await _read(service, kept, None)
-    old = [item for item in found.values() if item.sent_at < now - older_than]
-    await _show(service, kept, [item for item in found.values() if item not in old])
-    fifo = kept.declared.ordered
-    entries = [
-        entry(item.copy.changed(dead_at=item.letter.dead_at), fifo=fifo, once=f".{now:.0f}", alone=True) for item in old
-    ]
-    sent = await service.send(kept.dead_url, entries)
-    renewed = [item for item, answer in zip(old, sent, strict=True) if answer is None]
-    await _delete(service, kept, renewed)
-    return len(renewed)
+    """Store anew what has been kept for so many seconds, before the service drops it. Returns how many.
+
+    Page by page, as there may be more than a worker can hold. The oldest come first, about; what is not reached before
+    the first are visible again waits for the next time, as what somebody else has in hand.
+    """
+    fifo, count = kept.declared.ordered, 0
+    others: list[_Receipts] = []
+    deadline = time.monotonic() + _HIDDEN
+    async for messages in _visible(service, kept.dead_url):
+        page = [_found(kept, raw) for raw in messages]
+        old = [item for item in page if item.sent_at < now - older_than]
+        entries = [
+            entry(item.copy.changed(dead_at=item.letter.dead_at), fifo=fifo, once=f".{now:.0f}", alone=True)
+            for item in old
+        ]
+        sent = await service.send(kept.dead_url, entries)
+        renewed = [item for item, answer in zip(old, sent, strict=True) if answer is None]
+        await _delete(service, kept, renewed)
+        count += len(renewed)
+        others += [item.receipts for item in page if item not in renewed]
+        if time.monotonic() > deadline:
+            break
+    await _show(service, kept, others)
+    return count
 
 
 async def purge(service: Service, kept: Kept) -> int:
@@ -129,7 +144,7 @@ async def _read(service: Service, kept: Kept, wanted: Collection[str] | None) ->
             return found
         if mine <= elsewhere:
             # Who has the others may be waiting for ours, and has more of them.
-            await _show(service, kept, found.values())
+            await _show(service, kept, [item.receipts for item in found.values()])
             found.clear()
             await asyncio.sleep(random.uniform(0.5, 2.0))
     return found
@@ -141,19 +156,23 @@ async def _seize(service: Service, kept: Kept, wanted: Collection[str] | None, f
     async for messages in _visible(service, kept.dead_url):
         is_new = False
         for raw in messages:
-            system = raw.get("Attributes", {})
-            group = system.get("MessageGroupId") if kept.declared.ordered else None
-            sent_at = int(system.get("SentTimestamp", 0)) / 1000
-            copy = read(raw["Body"], raw.get("MessageAttributes", {}), raw["MessageId"], kept.name, group)
-            told = letter(kept.name, copy, dead_at=sent_at)
-            item = found.setdefault(told.message.id, _Found(copy, told, sent_at, {}))
-            is_new = is_new or raw["MessageId"] not in item.receipts
-            item.receipts[raw["MessageId"]] = raw["ReceiptHandle"]
-            item.sent_at = min(item.sent_at, sent_at)
+            came = _found(kept, raw)
+            item = found.setdefault(came.letter.message.id, came)
+            is_new = is_new or item is came or raw["MessageId"] not in item.receipts
+            item.receipts |= came.receipts
         any_new = any_new or is_new
         if not is_new or (wanted is not None and set(wanted) <= found.keys()):
             break
     return any_new
+
+
+def _found(kept: Kept, raw: Mapping[str, Any]) -> _Found:
+    system = raw.get("Attributes", {})
+    group = system.get("MessageGroupId") if kept.declared.ordered else None
+    sent_at = int(system.get("SentTimestamp", 0)) / 1000
+    copy = read(raw["Body"], raw.get("MessageAttributes", {}), raw["MessageId"], kept.name, group)
+    told = letter(kept.name, copy, dead_at=sent_at)
+    return _Found(copy, told, sent_at, {raw["MessageId"]: raw["ReceiptHandle"]})
 
 
 async def _visible(service: Service, url: str) -> AsyncIterator[list[dict[str, Any]]]:
@@ -185,9 +204,9 @@ async def _count(service: Service, url: str) -> int:
     return sum(int(told["Attributes"][name]) for name in names)
 
 
-async def _show(service: Service, kept: Kept, items: Collection[_Found]) -> None:
+async def _show(service: Service, kept: Kept, letters: Sequence[_Receipts]) -> None:
     """Visible again at once. If that fails they are, after a minute."""
-    await service.hide(kept.dead_url, [(receipt, 0) for item in items for receipt in item.receipts.values()])
+    await service.hide(kept.dead_url, [(receipt, 0) for receipts in letters for receipt in receipts.values()])
 
 
 async def _delete(service: Service, kept: Kept, items: Sequence[_Found]) -> Answers:
