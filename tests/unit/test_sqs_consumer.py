@@ -616,3 +616,22 @@ def test_storing_letters_anew_holds_few_at_once(play: Play, monkeypatch: pytest.
         assert await counts(broker) == {"dead": 45}
 
     play(scenario)
+
+
+def test_declared_again_without_its_filter_nothing_is_set_any_more(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SNS keeps a filter that was taken away as an empty one."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await broker.declare([Topic(name="t")], [Subscription(name="s", pattern="t", where={"region": "eu"})])
+        await broker.declare([Topic(name="t")], [Subscription(name="s", pattern="t")])
+        service, _ = broker._opened()
+        call = service.call
+
+        async def refuse(name: str, operation: str, **parameters: Any) -> dict[str, Any]:
+            assert not operation.startswith("set_")
+            return await call(name, operation, **parameters)
+
+        monkeypatch.setattr(service, "call", refuse)
+        await broker.declare([Topic(name="t")], [Subscription(name="s", pattern="t")])
+
+    play(scenario)

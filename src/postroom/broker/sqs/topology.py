@@ -271,7 +271,7 @@ class Topology:
     async def _filter(self, subscription_arn: str, wanted: Subscription) -> None:
         known = await self._service.call("sns", "get_subscription_attributes", SubscriptionArn=subscription_arn)
         policy = filter_policy(wanted.where)
-        if json.loads(known["Attributes"].get("FilterPolicy") or "null") != policy:
+        if (json.loads(known["Attributes"].get("FilterPolicy") or "null") or None) != policy:
             await self._service.call(
                 "sns",
                 "set_subscription_attributes",
