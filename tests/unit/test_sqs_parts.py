@@ -233,6 +233,14 @@ def test_groups_of_an_ordered_queue() -> None:
     assert entry(pack(message(id="other")), fifo=True)["MessageGroupId"] != groups[-1]
 
 
+@pytest.mark.parametrize("group", ["key:user-7", "user-7"])
+def test_the_group_of_another_client_is_the_key(group: str) -> None:
+    """With ``key:`` before it it is the group of ours, and one that is redriven comes back into it."""
+    came = read("{}", {}, "identity", "mail", group)
+    assert came.envelope.key == "user-7"
+    assert entry(came, fifo=True)["MessageGroupId"] == "key:user-7"
+
+
 def test_tags_tell_what_was_declared() -> None:
     declared = Subscription(name="audit", pattern="order.*.#", where={"region": "e=u ü"})
     tags = tags_of(declared, False)

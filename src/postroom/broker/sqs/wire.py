@@ -31,6 +31,7 @@ MAX_DELAY = 900
 UNFILTERED = "postroom-unfiltered"
 """Marks a message whose headers are not all attributes: SNS lets it through, the consumer filters."""
 
+_KEY = "key:"
 _HEADERS_SHOWN = 4  # Of ten attributes six are taken.
 _LONGEST_SHOWN = 1024
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -191,7 +192,7 @@ def read(text: str, attributes: Mapping[str, Mapping[str, Any]], identity: str, 
             topic=topic,
             name=values.get("ce-type", topic),
             headers={name: value for name, value in values.items() if not name.startswith("ce-")},
-            key=values.get("ce-partitionkey", group),
+            key=values.get("ce-partitionkey", group and group.removeprefix(_KEY)),
             created_at=_seconds(values.get("ce-time")),
         ),
     )
@@ -206,7 +207,7 @@ def entry(copy: Copy, *, fifo: bool, delay: float = 0.0, once: str = "", alone: 
     made: dict[str, Any] = {"MessageBody": copy.text, "MessageAttributes": copy.attributes}
     if fifo:
         key, message_id = copy.envelope.key, copy.envelope.id
-        made["MessageGroupId"] = _token(f"id:{message_id}" if key is None or alone else f"key:{key}")
+        made["MessageGroupId"] = _token(f"id:{message_id}" if key is None or alone else f"{_KEY}{key}")
         made["MessageDeduplicationId"] = _token(message_id + once)
     elif delay > 0:
         # Rounded up, as the service counts in whole seconds: never early.
