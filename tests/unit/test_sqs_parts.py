@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -395,14 +397,39 @@ def test_after_the_end_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None
     answered(monkeypatch, b"", ask)
 
 
-def answered(monkeypatch: pytest.MonkeyPatch, answer: bytes, use: Callable[[Service], Awaitable[Any]]) -> Any:
+def test_a_throttled_queue_slows_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases of the others are renewed all the same, through the same client of the library."""
+    done = json.dumps({"Successful": [{"Id": "0"}]})
+    refused = json.dumps({"__type": "com.amazonaws.sqs#RequestThrottled", "message": "slow down"})
+
+    async def ask(asked: Service) -> float:
+        for _ in range(5):
+            (error,) = await asked.send("http://busy", [entry(pack(message()), fifo=False)])
+            assert isinstance(error, BrokerUnavailable)
+        begin = time.monotonic()
+        for _ in range(5):
+            assert await asked.hide("http://idle", [("receipt", 30)]) == [None]
+        return time.monotonic() - begin
+
+    def answer(request: bytes) -> bytes:
+        page, status = (refused, "400 Bad Request") if b"http://busy" in request else (done, "200 OK")
+        return f"HTTP/1.1 {status}\r\nContent-Length: {len(page)}\r\n\r\n{page}".encode()
+
+    assert answered(monkeypatch, answer, ask) < 2.0
+
+
+def answered(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes | Callable[[bytes], bytes], use: Callable[[Service], Awaitable[Any]]
+) -> Any:
     """What comes of ``use`` at a server that gives this answer to whatever it is asked."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head, re.I)
+        body = await reader.readexactly(int(length[1])) if length else b""
+        writer.write(answer if isinstance(answer, bytes) else answer(body))
         await writer.drain()
         writer.close()
 

@@ -211,8 +211,11 @@ class Service:
             return found
         async with self._opening:
             if (service, use) not in self._clients:
+                # A client that adapts sends less of everything to whatever queue, also leases to be renewed, while one
+                # queue is throttled. It is right for questions: they are for all queues, and may wait.
+                mode = "adaptive" if use.attempts > 1 else "standard"
                 config = AioConfig(
-                    retries={"total_max_attempts": use.attempts, "mode": "adaptive"},
+                    retries={"total_max_attempts": use.attempts, "mode": mode},
                     connect_timeout=_CONNECT,
                     read_timeout=_READ + (self.address.wait if use.waits else 0),
                     max_pool_connections=_MOST_CONNECTIONS,
