@@ -635,3 +635,29 @@ def test_declared_again_without_its_filter_nothing_is_set_any_more(play: Play, m
         await broker.declare([Topic(name="t")], [Subscription(name="s", pattern="t")])
 
     play(scenario)
+
+
+@pytest.mark.parametrize("limit", [65_536, 1_048_576])
+def test_what_is_published_together_is_no_larger_than_the_topic_takes(
+    play: Play, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """``MaximumMessageSize`` of a topic is that of a PublishBatch, too (PublishBatch)."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await broker.declare([Topic(name="t")], [])
+        service, topology = other._opened()
+        call, batches = service.call, list[int]()
+        size = {"AttributeName": "MaximumMessageSize", "AttributeValue": str(limit)}
+        await call("sns", "set_topic_attributes", TopicArn=await topology.topic_arn("t"), **size)
+
+        async def noted(name: str, operation: str, **parameters: Any) -> dict[str, Any]:
+            if operation == "publish_batch":
+                batches.append(sum(len(one["Message"]) for one in parameters["PublishBatchRequestEntries"]))
+            return await call(name, operation, **parameters)
+
+        monkeypatch.setattr(service, "call", noted)
+        sent = [message("t", "x" * 30_000) for _ in range(10)]
+        assert await other.publish(sent) == [one.id for one in sent]
+        assert sorted(batches) == ([60_000] * 5 if limit == 65_536 else [300_000])
+
+    play(scenario)

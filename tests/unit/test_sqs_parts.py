@@ -359,7 +359,7 @@ def test_what_is_no_answer_of_the_service_is_told(
         if service == "sqs":
             return await asked.send("http://queue", [made])
         made["Message"] = made.pop("MessageBody")
-        return await asked.publish("arn:aws:sns:eu-west-1:000000000000:t", [made])
+        return await asked.publish("arn:aws:sns:eu-west-1:000000000000:t", [made], MOST_BYTES)
 
     (error,) = answered(monkeypatch, answer, publish)
     assert isinstance(error, BrokerUnavailable)

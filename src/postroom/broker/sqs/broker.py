@@ -39,7 +39,8 @@ _COUNTS = (
 class _Target(NamedTuple):
     address: str
     """A queue's URL, or an SNS topic's ARN."""
-    is_topic: bool = False
+    room: int | None = None
+    """Bytes that an SNS topic takes at once; ``None``: it is a queue."""
     is_beside: bool = False
     """The queue of an ordered subscription of an SNS topic."""
 
@@ -214,7 +215,7 @@ class SQSBroker(Broker):
         if route.arn is not None:
             published = entry(copy, fifo=False)
             published["Message"] = published.pop("MessageBody")
-            made.append((_Target(route.arn, is_topic=True), published))
+            made.append((_Target(route.arn, room=route.limit), published))
         delay = 0.0 if message.not_before is None else message.not_before - self._clock.now()
         for kept in route.queues:
             if route.arn is None or wants(kept.declared, message):
@@ -257,8 +258,8 @@ async def _counts(topology: Topology, url: str) -> list[int] | None:
 
 
 async def _send(service: Service, target: _Target, entries: Sequence[dict[str, Any]]) -> Answers:
-    if target.is_topic:
-        return await service.publish(target.address, entries)
+    if target.room is not None:
+        return await service.publish(target.address, entries, target.room)
     return await service.send(target.address, entries)
 
 

@@ -45,8 +45,6 @@ from postroom.errors import (
 
 _FULL = 10
 """Entries of a batch request, at most (SendMessageBatch, DeleteMessageBatch, PublishBatch)."""
-_MOST_PUBLISHED = 262_144
-"""Bytes of one PublishBatch, but for a single larger message."""
 _LANES = 8
 """Batches of one kind that are under way at once."""
 _GONE = ("NonExistentQueue", "QueueDoesNotExist", "NotFound", "ResourceNotFound")
@@ -158,9 +156,11 @@ class Service:
         lanes = 1 if queue.endswith(FIFO) else _LANES
         return await self._batcher("send_message_batch", queue, lanes).all(entries)
 
-    async def publish(self, topic: str, entries: Sequence[dict[str, Any]]) -> Answers:
-        """To a topic, by its ARN."""
-        return await self._batcher("publish_batch", topic, _LANES).all(entries)
+    async def publish(self, topic: str, entries: Sequence[dict[str, Any]], room: int) -> Answers:
+        """To a topic, by its ARN. ``room``: bytes that it takes, of one message and of a batch."""
+        batcher = self._batcher("publish_batch", topic, _LANES)
+        batcher.room = room
+        return await batcher.all(entries)
 
     async def delete(self, queue: str, receipts: Sequence[str]) -> Answers:
         batcher = self._batcher("delete_message_batch", queue, _LANES)
@@ -182,8 +182,7 @@ class Service:
             async def call(entries: list[dict[str, Any]]) -> Answers:
                 return await self._batch(operation, target, entries)
 
-            room = _MOST_PUBLISHED if operation == "publish_batch" else MOST_BYTES
-            found = self._batchers[operation, target] = Batcher(call, lanes, room)
+            found = self._batchers[operation, target] = Batcher(call, lanes, MOST_BYTES)
         return found
 
     async def _batch(self, operation: str, target: str, entries: list[dict[str, Any]]) -> Answers:
@@ -242,7 +241,7 @@ class Batcher:
         """``lanes``: requests under way at once; ``room``: bytes of one."""
         self._call = call
         self._lanes = lanes
-        self._room = room
+        self.room = room
         self._waiting: deque[tuple[dict[str, Any], asyncio.Future[PostroomError | None]]] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._scheduled = False
@@ -281,7 +280,7 @@ class Batcher:
         while self._waiting and len(batch) < _FULL:
             entry = self._waiting[0][0]
             size += size_of(entry) if "MessageAttributes" in entry else 0
-            if batch and size > self._room:
+            if batch and size > self.room:
                 break
             batch.append(self._waiting.popleft())
         return batch
