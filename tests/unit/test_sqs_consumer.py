@@ -661,3 +661,32 @@ def test_what_is_published_together_is_no_larger_than_the_topic_takes(
         assert sorted(batches) == ([60_000] * 5 if limit == 65_536 else [300_000])
 
     play(scenario)
+
+
+def test_many_queues_are_not_looked_at_all_at_once(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look is a connection: hundreds at once are more than a process may open, or a service likes."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        names = [str(number) for number in range(40)]
+        await broker.declare(
+            [Topic(name=name, queue=True) for name in names],
+            [Subscription(name=name, pattern=name) for name in names],
+        )
+        service, _ = broker._opened()
+        call, under_way, most = service.call, 0, 0
+
+        async def noted(name: str, operation: str, **parameters: Any) -> dict[str, Any]:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            try:
+                return await call(name, operation, **parameters)
+            finally:
+                under_way -= 1
+
+        monkeypatch.setattr(service, "call", noted)
+        assert len(await broker.stats()) == 40
+        assert all(finding.level != "error" for finding in await broker.examine())
+        assert most <= 32
+
+    play(scenario)

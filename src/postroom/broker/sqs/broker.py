@@ -15,7 +15,7 @@ from postroom.broker.sqs.examination import examine
 from postroom.broker.sqs.held import MOST_HIDDEN, Memory
 from postroom.broker.sqs.kept import Kept
 from postroom.broker.sqs.service import Answers, Missing, Service
-from postroom.broker.sqs.topology import RETENTION, Route, Topology
+from postroom.broker.sqs.topology import RETENTION, Route, Topology, each
 from postroom.broker.sqs.wire import MOST_BODY, entry, pack
 from postroom.clock import Clock, SystemClock
 from postroom.doctor import Finding
@@ -156,7 +156,7 @@ class SQSBroker(Broker):
     async def stats(self) -> list[SubscriptionStats]:
         _, topology = self._opened()
         found = await topology.all()
-        told = await asyncio.gather(*(self._stats(topology, found[name]) for name in sorted(found)))
+        told = await each(sorted(found), lambda name: self._stats(topology, found[name]))
         return [stats for stats in told if stats is not None]
 
     async def dead_letters(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from postroom.broker.routing import matches
 from postroom.broker.sqs.kept import Kept
 from postroom.broker.sqs.service import Missing, Service
-from postroom.broker.sqs.topology import MOST_RECEIVES, RETENTION, Topology
+from postroom.broker.sqs.topology import MOST_RECEIVES, RETENTION, Topology, each
 from postroom.broker.sqs.wire import MOST_BYTES, filter_policy
 from postroom.doctor import Finding
 from postroom.errors import PostroomError
@@ -26,7 +25,7 @@ async def examine(service: Service, topology: Topology) -> list[Finding]:
     except PostroomError as error:
         return [_unseen("queues", error, "sqs:ListQueues and sqs:ListQueueTags")]
     findings = [_nothing_here(service)] if not found else []
-    for told in await asyncio.gather(*(_queue(topology, found[name]) for name in sorted(found))):
+    for told in await each(sorted(found), lambda name: _queue(topology, found[name])):
         findings += told
     findings += await _topics(service, topology, found)
     findings.append(_ends(found))

@@ -103,7 +103,7 @@ class Topology:
         """Every topic that is no queue."""
         arns = await self._service.pages("sns", "list_topics", "Topics")
         places = [arn for arn in (topic["TopicArn"] for topic in arns) if _place(arn).startswith(self._address.prefix)]
-        return [name for name in await _each(places, self._topic_name) if name is not None]
+        return [name for name in await each(places, self._topic_name) if name is not None]
 
     async def hanging(self, topic: str) -> dict[str, str]:
         """The SNS subscriptions of a topic: queue's ARN → subscription's ARN."""
@@ -134,13 +134,13 @@ class Topology:
         queues |= {kept.name for kept in known.values() if kept.queue}
         check(known, topics, subscriptions)
         self._forget_all()
-        made = await _each(subscriptions, lambda wanted: self._keep(wanted, wanted.name in queues, known))
+        made = await each(subscriptions, lambda wanted: self._keep(wanted, wanted.name in queues, known))
         plain = [topic.name for topic in topics if not topic.queue]
-        await _each(plain, self._make_topic)
+        await each(plain, self._make_topic)
         events = [kept for kept in made if not kept.queue]
         if plain or events:
             await self._hang(plain, events, known)
-        await _each([kept for kept in made if kept.name in known], self._tag_again)
+        await each([kept for kept in made if kept.name in known], self._tag_again)
         self._forget_all()
         if any(kept.declared.ordered and kept.name not in known for kept in events):
             # Until then publishers elsewhere may not know that they have to send to it.
@@ -234,7 +234,7 @@ class Topology:
             for kept in current.values()
             if not kept.queue and not kept.declared.ordered and (topics or kept.name in changed)
         ]
-        arns = dict(zip([kept.name for kept in candidates], await _each(candidates, self._arn_of), strict=True))
+        arns = dict(zip([kept.name for kept in candidates], await each(candidates, self._arn_of), strict=True))
 
         async def hang(topic: str) -> None:
             hanging = await self.hanging(topic)
@@ -247,7 +247,7 @@ class Topology:
                 elif not fits and arn in hanging:
                     await self._unhang(hanging[arn])
 
-        await _each(sorted(affected), hang)
+        await each(sorted(affected), hang)
 
     async def _arn_of(self, kept: Kept) -> str:
         return await self.queue_arn(kept.url)
@@ -305,7 +305,7 @@ class Topology:
 
     async def _find(self, subscription: str) -> Kept | None:
         places = [self._address.place(subscription, ordered=ordered) for ordered in (False, True)]
-        urls = [url for url in await _each(places, self._queue_url) if url is not None]
+        urls = [url for url in await each(places, self._queue_url) if url is not None]
         return next((kept for kept in await self._kept(urls) if kept.name == subscription), None)
 
     async def _queue_url(self, place: str) -> str | None:
@@ -322,7 +322,7 @@ class Topology:
         return [url for url in found if not url.removesuffix(FIFO).endswith(DEAD)]
 
     async def _kept(self, urls: Iterable[str]) -> list[Kept]:
-        found = await _each(list(urls), self._read)
+        found = await each(list(urls), self._read)
         return [kept for kept in found if kept is not None]
 
     async def _read(self, url: str) -> Kept | None:
@@ -352,7 +352,7 @@ def _place(arn: str) -> str:
     return arn.rpartition(":")[2]
 
 
-async def _each(items: Sequence[T], do: Callable[[T], Awaitable[R]]) -> list[R]:
+async def each(items: Sequence[T], do: Callable[[T], Awaitable[R]]) -> list[R]:
     """All at once, but not too many; in order. The first failure ends it."""
     room = asyncio.Semaphore(_AT_ONCE)
 
