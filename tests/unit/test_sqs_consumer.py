@@ -17,7 +17,14 @@ from postroom.broker.base import Ack, Consumer, Dead, Delivery, Release, Retry, 
 from postroom.broker.sqs import SQSBroker, letters
 from postroom.broker.sqs.held import MOST_HIDDEN
 from postroom.broker.sqs.wire import Copy, read
-from postroom.errors import BrokerUnavailable, ConfigurationError, LeaseLost, MessageTooLarge, UnsupportedOperation
+from postroom.errors import (
+    BrokerClosed,
+    BrokerUnavailable,
+    ConfigurationError,
+    LeaseLost,
+    MessageTooLarge,
+    UnsupportedOperation,
+)
 from postroom.message import Failure, Message, new_id
 from tests.servers import private
 
@@ -690,3 +697,16 @@ def test_many_queues_are_not_looked_at_all_at_once(play: Play, monkeypatch: pyte
         assert most <= 32
 
     play(scenario)
+
+
+def test_closed_while_it_connects_nothing_stays_open(server: SQSServer) -> None:
+    async def scenario() -> None:
+        broker = SQSBroker(server.url)
+        connecting = asyncio.ensure_future(broker.connect())
+        await asyncio.sleep(0)
+        await broker.close()
+        with pytest.raises(BrokerClosed):
+            await connecting
+        assert broker._service is None
+
+    asyncio.run(scenario())

@@ -93,6 +93,8 @@ class SQSBroker(Broker):
             service = Service(self._address)
             try:
                 await service.open()
+                if self._closed:
+                    raise BrokerClosed("the broker was closed while it connected; make a new one")
             except BaseException:
                 await service.close()
                 raise
