@@ -710,3 +710,36 @@ def test_closed_while_it_connects_nothing_stays_open(server: SQSServer) -> None:
         assert broker._service is None
 
     asyncio.run(scenario())
+
+
+def test_all_pages_are_of_one_reading(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or whoever turns the pages of ten thousand dead letters would read them all a hundred times."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q")
+        sent = [message("q", str(number)) for number in range(50)]
+        await broker.publish(sent)
+        consumer = await broker.consume("q")
+        await consumer.settle([(delivery, Dead(FAILURE)) for delivery in await take(consumer, 50)])
+        service, _ = broker._opened()
+        call, received = service.call, 0
+
+        async def noted(name: str, operation: str, **parameters: Any) -> dict[str, Any]:
+            nonlocal received
+            received += operation == "receive_message"
+            return await call(name, operation, **parameters)
+
+        monkeypatch.setattr(service, "call", noted)
+        await consumer.close()
+        received = 0
+        read: list[str] = []
+        while page := await broker.dead_letters("q", after=read[-1] if read else None, limit=10):
+            read += [item.message.id for item in page]
+        assert sorted(read) == sorted(one.id for one in sent)
+        assert received <= 8
+        first = await broker.dead_letters("q", limit=10)
+        assert await broker.discard("q", [read[10]]) == [read[10]]
+        (second,) = await broker.dead_letters("q", after=first[-1].message.id, limit=1)
+        assert second.message.id == read[11]
+
+    play(scenario)

@@ -34,6 +34,8 @@ _COUNTS = (
     "ApproximateNumberOfMessagesDelayed",
     "ApproximateNumberOfMessagesNotVisible",
 )
+_LISTING_HOLDS = 30.0
+"""Seconds for which the pages of dead letters are those of one reading: each is of all letters there are."""
 
 
 class _Target(NamedTuple):
@@ -83,6 +85,7 @@ class SQSBroker(Broker):
         self._topology: Topology | None = None
         self._memory = Memory()
         self._consumers: set[SQSConsumer] = set()
+        self._listed: dict[str, list[DeadLetter]] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._closed = False
 
@@ -165,17 +168,28 @@ class SQSBroker(Broker):
         self, subscription: str, *, ids: Sequence[str] | None = None, after: str | None = None, limit: int = 100
     ) -> list[DeadLetter]:
         service, topology = self._opened()
-        found = await letters.browse(service, await topology.find(subscription), None if ids is None else set(ids))
+        kept = await topology.find(subscription)
+        listed = self._listed.get(subscription) if ids is None and after is not None else None
+        found = listed or await letters.browse(service, kept, None if ids is None else set(ids))
         places = [place for place, item in enumerate(found) if item.message.id == after]
         start = places[0] + 1 if places else 0
+        if ids is None and listed is None and start + limit < len(found):
+            self._listed[subscription] = found
+            asyncio.get_running_loop().call_later(_LISTING_HOLDS, self._forget_listing, subscription, found)
         return found[start : start + limit]
+
+    def _forget_listing(self, subscription: str, found: list[DeadLetter]) -> None:
+        if self._listed.get(subscription) is found:
+            del self._listed[subscription]
 
     async def redrive(self, subscription: str, ids: Sequence[str]) -> list[str]:
         service, topology = self._opened()
+        self._listed.pop(subscription, None)
         return await letters.redrive(service, await topology.find(subscription), ids)
 
     async def discard(self, subscription: str, ids: Sequence[str]) -> list[str]:
         service, topology = self._opened()
+        self._listed.pop(subscription, None)
         return await letters.discard(service, await topology.find(subscription), ids)
 
     async def purge(self, subscription: str) -> int:
