@@ -743,3 +743,36 @@ def test_all_pages_are_of_one_reading(play: Play, monkeypatch: pytest.MonkeyPatc
         assert second.message.id == read[11]
 
     play(scenario)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_two_messages_of_one_id_are_two_dead_letters(play: Play, ordered: bool) -> None:
+    """Another client's ids may be unique in its own source only, as CloudEvents has it: none is lost for the other."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q", ordered=ordered)
+        service, topology = broker._opened()
+        url = (await topology.find("q")).url
+        for number in range(2):
+            sent = {
+                "MessageBody": str(number),
+                "MessageAttributes": {"ce-id": {"DataType": "String", "StringValue": "1"}},
+            }
+            fifo = {"MessageGroupId": "any", "MessageDeduplicationId": str(number)} if ordered else {}
+            await service.call("sqs", "send_message", QueueUrl=url, **sent, **fifo)
+        consumer = await broker.consume("q")
+        for _ in range(2):
+            (delivery,) = await take(consumer, 1)
+            assert await consumer.settle([(delivery, Dead(FAILURE))]) == [None]
+        assert [letter.message.body for letter in await broker.dead_letters("q")] == [b"0", b"1"]
+        assert await broker.dead_letters("q", after="1") == []
+        came: list[str] = []
+        for _ in range(2):
+            assert await broker.redrive("q", ["1"]) == ["1"]
+            (delivery,) = await take(consumer, 1)
+            came += bodies([delivery])
+            assert await consumer.settle([(delivery, Ack())]) == [None]
+        assert sorted(came) == ["0", "1"]
+        assert await counts(broker) == {}
+
+    play(scenario)

@@ -172,7 +172,7 @@ class SQSBroker(Broker):
         listed = self._listed.get(subscription) if ids is None and after is not None else None
         found = listed or await letters.browse(service, kept, None if ids is None else set(ids))
         places = [place for place, item in enumerate(found) if item.message.id == after]
-        start = places[0] + 1 if places else 0
+        start = places[-1] + 1 if places else 0
         if ids is None and listed is None and start + limit < len(found):
             self._listed[subscription] = found
             asyncio.get_running_loop().call_later(_LISTING_HOLDS, self._forget_listing, subscription, found)

@@ -29,7 +29,6 @@ class Held:
         "copy",
         "identity",
         "receipt",
-        "receives",
         "settled",
         "suspect",
         "taken",
@@ -38,12 +37,11 @@ class Held:
         "until",
     )  # fmt: skip
 
-    def __init__(self, consumer: object, identity: str, receipt: str, receives: int, copy: Copy, suspect: bool) -> None:
+    def __init__(self, consumer: object, identity: str, receipt: str, copy: Copy, suspect: bool) -> None:
         self.consumer = consumer
         self.identity = identity
         """The service's own id of this copy."""
         self.receipt = receipt
-        self.receives = receives
         self.copy = copy
         self.suspect = suspect
         self.taken = self.until = 0.0
@@ -130,7 +128,7 @@ def receive(raw: Mapping[str, Any], kept: Kept, consumer: object, memory: Memory
     if deaths or told:
         lost = tuple(_worker_lost(envelope.counted + told + number, now) for number in range(1, deaths + 1))
         copy = copy.changed(counted=envelope.counted + told + deaths, failures=envelope.failures + past.failures + lost)
-    return Held(consumer, identity, str(raw["ReceiptHandle"]), receives, copy, envelope.suspect or deaths > 0)
+    return Held(consumer, identity, str(raw["ReceiptHandle"]), copy, envelope.suspect or deaths > 0)
 
 
 def _worker_lost(attempt: int, now: float) -> Failure:

@@ -54,10 +54,8 @@ async def redrive(service: Service, kept: Kept, ids: Sequence[str]) -> list[str]
     wanted = dict.fromkeys(ids)
     found = await _read(service, kept, wanted)
     chosen = [found[name] for name in wanted if name in found]
-    fifo, entries = kept.declared.ordered, []
-    for item in chosen:
-        copy = item.copy.redriven()
-        entries.append(entry(copy, fifo=fifo, once=f".r{copy.envelope.redriven}"))
+    fifo = kept.declared.ordered
+    entries = [entry(item.copy.redriven(), fifo=fifo, origin=min(item.receipts)) for item in chosen]
     sent = await service.send(kept.url, entries)
     moved = [item for item, answer in zip(chosen, sent, strict=True) if answer is None]
     await _show(service, kept, [item.receipts for item in found.values() if item not in moved])
@@ -102,7 +100,7 @@ async def renew(service: Service, kept: Kept, older_than: float, now: float) -> 
         page = [_found(kept, raw) for raw in messages]
         old = [item for item in page if item.sent_at < now - older_than]
         entries = [
-            entry(item.copy.changed(dead_at=item.letter.dead_at), fifo=fifo, once=f".{now:.0f}", alone=True)
+            entry(item.copy.changed(dead_at=item.letter.dead_at), fifo=fifo, origin=min(item.receipts), alone=True)
             for item in old
         ]
         sent = await service.send(kept.dead_url, entries)
@@ -157,7 +155,11 @@ async def _seize(service: Service, kept: Kept, wanted: Collection[str] | None, f
         is_new = False
         for raw in messages:
             came = _found(kept, raw)
-            item = found.setdefault(came.letter.message.id, came)
+            name = came.letter.message.id
+            if name in found and found[name].copy.text != came.copy.text:
+                # Another message with the id of this one, from another client. It is the next, once this one has gone.
+                name = raw["MessageId"]
+            item = found.setdefault(name, came)
             is_new = is_new or item is came or raw["MessageId"] not in item.receipts
             item.receipts |= came.receipts
         any_new = any_new or is_new

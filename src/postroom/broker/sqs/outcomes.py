@@ -103,7 +103,7 @@ class Outcomes:
                 copy,
                 fifo=self._kept.declared.ordered,
                 delay=(copy.envelope.due or now) - now,
-                once=f".{copy.envelope.redriven}.{held.receives}",
+                origin=held.identity,
                 alone=url is not None,
             )
             for held, copy in fresh

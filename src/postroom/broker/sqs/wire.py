@@ -198,17 +198,17 @@ def read(text: str, attributes: Mapping[str, Mapping[str, Any]], identity: str, 
     )
 
 
-def entry(copy: Copy, *, fifo: bool, delay: float = 0.0, once: str = "", alone: bool = False) -> dict[str, Any]:
+def entry(copy: Copy, *, fifo: bool, delay: float = 0.0, origin: str = "", alone: bool = False) -> dict[str, Any]:
     """An entry of ``SendMessageBatch``, without its ``Id``.
 
-    ``once`` tells copies of one message apart. ``alone``: it waits for no other of its key, as a dead letter, of which
-    nobody could see more than ten of one key otherwise.
+    ``origin``: the service's own id of what it is a copy of, and of which it shall be the only one. ``alone``: it waits
+    for no other of its key, as a dead letter, of which nobody could see more than ten of one key otherwise.
     """
     made: dict[str, Any] = {"MessageBody": copy.text, "MessageAttributes": copy.attributes}
     if fifo:
         key, message_id = copy.envelope.key, copy.envelope.id
         made["MessageGroupId"] = _token(f"id:{message_id}" if key is None or alone else f"{_KEY}{key}")
-        made["MessageDeduplicationId"] = _token(message_id + once)
+        made["MessageDeduplicationId"] = _token(f"{message_id}.{origin}" if origin else message_id)
     elif delay > 0:
         # Rounded up, as the service counts in whole seconds: never early.
         made["DelaySeconds"] = min(MAX_DELAY, int(-(-delay // 1)))
