@@ -16,6 +16,7 @@ from services.sqs import CREDENTIALS, SQSServer
 from postroom.broker.base import Ack, Consumer, Dead, Delivery, Release, Retry, Subscription, Topic
 from postroom.broker.sqs import SQSBroker, letters
 from postroom.broker.sqs.held import MOST_HIDDEN
+from postroom.broker.sqs.service import Answers
 from postroom.broker.sqs.wire import Copy, read
 from postroom.errors import (
     BrokerClosed,
@@ -394,6 +395,58 @@ def test_suspects_that_wait_in_an_ordered_queue_lose_no_attempt(play: Play) -> N
 
         await asyncio.gather(work(other), work(broker))
         assert attempts == [2] * 8
+
+    play(scenario)
+
+
+def test_a_suspect_that_waits_outlives_a_short_outage(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C7: that its lease could not be renewed once costs it no attempt."""
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q", ordered=True)
+        await broker.publish([message("q", key=str(number)) for number in range(2)])
+        await take(await other.consume("q", lease=1.0), 2)  # Its holder dies: nobody renews.
+        consumer = await broker.consume("q", lease=4.0)
+        (first,) = await take(consumer, 1)
+        async with asyncio.timeout(10):
+            while not consumer._suspects:
+                assert await consumer.receive(1, 1.0) == []
+        service, _ = broker._opened()
+        hide, failures = service.hide, 0
+
+        async def fail_once(url: str, receipts: list[tuple[str, int]]) -> Answers:
+            nonlocal failures
+            if receipts != [(first.receipt.receipt, 4)] and not failures:
+                failures += 1
+                return [BrokerUnavailable("throttled")]
+            return await hide(url, receipts)
+
+        monkeypatch.setattr(service, "hide", fail_once)
+        async with asyncio.timeout(10):
+            while not failures:
+                assert await consumer.extend([first]) == []
+                assert await consumer.receive(1, 0.5) == []
+        assert await consumer.settle([(first, Ack())]) == [None]
+        (second,) = await take(consumer, 1)
+        assert second.attempt == 2
+
+    play(scenario)
+
+
+def test_the_clients_own_error_is_the_cause(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await queue(broker, "q")
+        consumer = await broker.consume("q")
+        assert await consumer.receive(1, 1.0) == []
+        service, _ = broker._opened()
+
+        async def fail(name: str, operation: str, **parameters: Any) -> dict[str, Any]:
+            raise BrokerUnavailable("gone") from OSError("cable")
+
+        monkeypatch.setattr(service, "call", fail)
+        with pytest.raises(BrokerUnavailable, match="gone") as told:
+            await consumer.receive(1, 3.0)
+        assert isinstance(told.value.__cause__, OSError)
 
     play(scenario)
 

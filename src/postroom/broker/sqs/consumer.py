@@ -15,7 +15,7 @@ from postroom.broker.refusals import check_count, consumer_closed, lease_over, o
 from postroom.broker.sqs.held import Held, Memory, receive
 from postroom.broker.sqs.kept import Kept
 from postroom.broker.sqs.outcomes import Outcomes
-from postroom.broker.sqs.service import Answers, Missing, Service, not_found
+from postroom.broker.sqs.service import Answers, Missing, Service, not_found, passing
 from postroom.broker.sqs.wire import UNFILTERED
 from postroom.clock import Clock
 from postroom.errors import BrokerUnavailable, PostroomError, SettlementError
@@ -186,8 +186,7 @@ class SQSConsumer(Consumer):
         except Missing:
             self._error = not_found(self._kept.name)
         except PostroomError as error:
-            # What has worked may work again, as soon as somebody has mended the policy or the key.
-            self._error = BrokerUnavailable(str(error)) if self._has_heard else error
+            self._error = passing(error) if self._has_heard else error
         finally:
             task = asyncio.current_task()
             assert task is not None
@@ -248,8 +247,9 @@ class SQSConsumer(Consumer):
 
     async def _hold_on(self, held: Held) -> None:
         (answer,) = await self._prolong([held])
-        if answer is None:
-            asyncio.get_running_loop().call_later(self._lease / 2, self._put_off, held)
+        if answer is None or (isinstance(answer, BrokerUnavailable) and held.alive):
+            pause = self._lease / (2 if answer is None else 10)
+            asyncio.get_running_loop().call_later(pause, self._put_off, held)
         elif held in self._suspects:
             self._suspects.remove(held)
             self._drop(held)

@@ -194,13 +194,16 @@ class Service:
             else:
                 answer = await self.call("sqs", operation, QueueUrl=target, Entries=numbered)
         except ConfigurationError as error:
-            raise _for_now(error, has_worked) from error.__cause__
+            if has_worked:
+                raise passing(error) from error.__cause__
+            raise
         done = {int(entry["Id"]) for entry in answer.get("Successful", ())}
         if done:
             self._worked.add((operation, target))
-        failed = {
-            int(entry["Id"]): _for_now(_refusal(entry, operation), has_worked) for entry in answer.get("Failed", ())
-        }
+        failed = {int(entry["Id"]): _refusal(entry, operation) for entry in answer.get("Failed", ())}
+        for number, refusal in failed.items():
+            if has_worked and isinstance(refusal, ConfigurationError):
+                failed[number] = passing(refusal)
         silence = BrokerUnavailable(f"{operation}: the service did not answer for every entry")
         return [None if number in done else failed.get(number, silence) for number in range(len(entries))]
 
@@ -331,9 +334,13 @@ def _refusal(entry: dict[str, Any], what: str) -> PostroomError:
     return _told(str(entry.get("Code", "")), str(entry.get("Message", "")), what, status)
 
 
-def _for_now(error: PostroomError, has_worked: bool) -> PostroomError:
+def passing(error: PostroomError) -> BrokerUnavailable:
     """What has worked may work again, as soon as somebody has mended the policy or the key."""
-    return BrokerUnavailable(str(error)) if has_worked and isinstance(error, ConfigurationError) else error
+    if isinstance(error, BrokerUnavailable):
+        return error
+    made = BrokerUnavailable(str(error))
+    made.__cause__ = error.__cause__
+    return made
 
 
 def _told(code: str, message: str, what: str, status: int) -> PostroomError:
