@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 
 from postroom.broker.base import Subscription, Topic
 from postroom.broker.sqs.address import parse
+from postroom.broker.sqs.consumer import SQSConsumer
+from postroom.broker.sqs.held import Memory
 from postroom.broker.sqs.kept import check, kept_from, tags_of
 from postroom.broker.sqs.service import Answers, Batcher, Missing, Service, translated
 from postroom.broker.sqs.wire import (
@@ -39,6 +41,7 @@ from postroom.broker.sqs.wire import (
     size_of,
     unpack,
 )
+from postroom.clock import SystemClock
 from postroom.errors import (
     BrokerClosed,
     BrokerUnavailable,
@@ -416,6 +419,26 @@ def test_a_throttled_queue_slows_no_other(monkeypatch: pytest.MonkeyPatch) -> No
         return f"HTTP/1.1 {status}\r\nContent-Length: {len(page)}\r\n\r\n{page}".encode()
 
     assert answered(monkeypatch, answer, ask) < 2.0
+
+
+def test_a_poll_that_is_answered_too_soon_is_no_busy_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by the page of a proxy that says OK to all."""
+    requests = 0
+
+    def answer(request: bytes) -> bytes:
+        nonlocal requests
+        requests += 1
+        return b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+    async def ask(asked: Service) -> None:
+        kept = kept_from("http://x/1/postroom-q", tags_of(Subscription(name="q", pattern="q"), True))
+        assert kept is not None
+        consumer = SQSConsumer(asked, kept, 30.0, clock=SystemClock(), memory=Memory(), closed=lambda closed: None)
+        assert await consumer.receive(10, 2.0) == []
+        await consumer.close()
+
+    answered(monkeypatch, answer, ask)
+    assert requests <= 3
 
 
 def answered(

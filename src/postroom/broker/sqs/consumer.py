@@ -183,6 +183,9 @@ class SQSConsumer(Consumer):
             await self._admit(messages, asked)
             if self._ordered and self._suspects:
                 self._width = 1
+            if not messages:
+                # Whatever answers before its time does so again, as often as it is asked.
+                await asyncio.sleep(min(1.0, asked + wait - time.monotonic()))
         except Missing:
             self._error = not_found(self._kept.name)
         except PostroomError as error:
