@@ -14,7 +14,7 @@ import pytest
 from services.sqs import CREDENTIALS, SQSServer
 
 from postroom.broker.base import Ack, Consumer, Dead, Delivery, Release, Retry, Subscription, Topic
-from postroom.broker.sqs import SQSBroker, letters
+from postroom.broker.sqs import SQSBroker, letters, topology
 from postroom.broker.sqs.held import MOST_HIDDEN
 from postroom.broker.sqs.service import Answers
 from postroom.broker.sqs.wire import Copy, read
@@ -827,5 +827,32 @@ def test_two_messages_of_one_id_are_two_dead_letters(play: Play, ordered: bool) 
             assert await consumer.settle([(delivery, Ack())]) == [None]
         assert sorted(came) == ["0", "1"]
         assert await counts(broker) == {}
+
+    play(scenario)
+
+
+def test_what_an_ordered_queue_is_for_is_not_asked_again_and_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tags the service tells only 30 times a second, to all publishers of an account together."""
+    monkeypatch.setattr(topology, "ROUTES_HOLD", 0.0)
+
+    async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
+        await broker.declare([Topic(name="t")], [Subscription(name="first", pattern="t", ordered=True)])
+        service, _ = other._opened()
+        call, asked = service.call, list[str]()
+
+        async def noted(name: str, operation: str, **parameters: Any) -> dict[str, Any]:
+            asked.append(operation)
+            return await call(name, operation, **parameters)
+
+        monkeypatch.setattr(service, "call", noted)
+        for _ in range(3):
+            await other.publish([message("t", key="k")])
+        assert asked.count("list_queue_tags") == 1
+        await broker.declare([], [Subscription(name="second", pattern="t", ordered=True)])
+        await broker.unsubscribe("first")
+        sent = message("t", key="k")
+        assert await other.publish([sent]) == [sent.id]
+        assert asked.count("list_queue_tags") == 2
+        assert len(await take(await broker.consume("second"), 1)) == 1
 
     play(scenario)

@@ -330,6 +330,11 @@ def _client_error(code: str, status: int = 400, message: str = "") -> ClientErro
         (_client_error("AccessDenied", 403), "sqs:x", ConfigurationError),
         (_client_error("InvalidClientTokenId", 403), "sqs:x", ConfigurationError),
         (_client_error("InvalidParameter", 400, "Invalid parameter: Message too long"), "sns:x", MessageTooLarge),
+        (
+            _client_error("InvalidParameterValue", 400, "Reason: Message must be shorter than 262144 bytes."),
+            "send_message_batch",
+            MessageTooLarge,
+        ),
         (_client_error("ReceiptHandleIsInvalid"), "delete_message_batch", LeaseLost),
         (EndpointConnectionError(endpoint_url="http://x"), "sqs:x", BrokerUnavailable),
         (ReadTimeoutError(endpoint_url="http://x"), "sqs:x", BrokerUnavailable),

@@ -356,7 +356,7 @@ def _told(code: str, message: str, what: str, status: int) -> PostroomError:
     # SQS says KMS.DisabledException, SNS KMSDisabled.
     if short.startswith((*_DENIED, *_DENIED_TOO)) or "KMS" in code.upper():
         return ConfigurationError(f"{text}; the policy this needs stands in docs/brokers/sqs.md")
-    if "too long" in message or short == "BatchRequestTooLong":
+    if "too long" in message or "must be shorter" in message or short == "BatchRequestTooLong":
         return MessageTooLarge(text)
     if short in _LOST and ("visibility" in what or "delete_message" in what):
         return LeaseLost(text)
