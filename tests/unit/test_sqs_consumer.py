@@ -831,8 +831,8 @@ def test_two_messages_of_one_id_are_two_dead_letters(play: Play, ordered: bool) 
     play(scenario)
 
 
-def test_what_an_ordered_queue_is_for_is_not_asked_again_and_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of tags the service tells only 30 times a second, to all publishers of an account together."""
+def test_what_a_queue_is_for_is_not_asked_again_and_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tags the service tells only 30 times a second, to all publishers and dashboards of an account together."""
     monkeypatch.setattr(topology, "ROUTES_HOLD", 0.0)
 
     async def scenario(broker: SQSBroker, other: SQSBroker) -> None:
@@ -847,11 +847,13 @@ def test_what_an_ordered_queue_is_for_is_not_asked_again_and_again(play: Play, m
         monkeypatch.setattr(service, "call", noted)
         for _ in range(3):
             await other.publish([message("t", key="k")])
+            assert [stats.name for stats in await other.stats()] == ["first"]
         assert asked.count("list_queue_tags") == 1
         await broker.declare([], [Subscription(name="second", pattern="t", ordered=True)])
         await broker.unsubscribe("first")
         sent = message("t", key="k")
         assert await other.publish([sent]) == [sent.id]
+        assert [stats.name for stats in await other.stats()] == ["second"]
         assert asked.count("list_queue_tags") == 2
         assert len(await take(await broker.consume("second"), 1)) == 1
 

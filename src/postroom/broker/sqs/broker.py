@@ -160,7 +160,7 @@ class SQSBroker(Broker):
 
     async def stats(self) -> list[SubscriptionStats]:
         _, topology = self._opened()
-        found = await topology.all()
+        found = await topology.all_recent()
         told = await each(sorted(found), lambda name: self._stats(topology, found[name]))
         return [stats for stats in told if stats is not None]
 

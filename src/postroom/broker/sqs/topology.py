@@ -30,7 +30,7 @@ MOST_RECEIVES = 1000
 ROUTES_HOLD = 5.0
 """Seconds for which a publisher goes on with the ordered subscriptions it knows."""
 _TAGS_HOLD = 60.0
-"""Seconds until a publisher asks again what an ordered subscription is for: of tags the service tells only 30 times a
+"""Seconds until it is asked again what a queue is for, but to declare: of tags the service tells only 30 times a
 second, to all who use an account (SQS Developer Guide, "Standard queue quotas")."""
 _AT_ONCE = 16
 _AFTER_DELETION = 65.0  # A deleted queue's name is free again after 60 s (DeleteQueue).
@@ -59,7 +59,7 @@ class Topology:
         self._address = service.address
         self._routes: dict[str, Route] = {}
         self._asking: dict[str, asyncio.Task[Route]] = {}
-        self._tagged: list[tuple[Kept, float]] = []
+        self._tagged: dict[str, tuple[Kept, float]] = {}
         self._arn_prefix: str | None = None
 
     # Seen
@@ -91,7 +91,7 @@ class Topology:
         """What is being asked at this moment may be of before: it is told, but not kept."""
         self._routes.clear()
         self._asking.clear()
-        self._tagged = []
+        self._tagged = {}
 
     async def find(self, subscription: str) -> Kept:
         """Raises ``SubscriptionNotFound``."""
@@ -103,6 +103,10 @@ class Topology:
     async def all(self) -> dict[str, Kept]:
         """Every subscription by name."""
         return {kept.name: kept for kept in await self._kept(await self._queue_urls())}
+
+    async def all_recent(self) -> dict[str, Kept]:
+        """The same, but of those that are not new as it was within a minute."""
+        return {kept.name: kept for kept in await self._recent(await self._queue_urls())}
 
     async def topics(self) -> list[str]:
         """Every topic that is no queue."""
@@ -301,19 +305,12 @@ class Topology:
             answer = await self._service.call("sns", "get_topic_attributes", TopicArn=arn)
         except Missing:
             raise TopicNotFound(f"no queue or topic {topic!r} here; declare it first") from None
-        queues = [kept for kept in await self._ordered() if not kept.queue and matches(kept.declared.pattern, topic)]
+        ordered = [url for url in await self._queue_urls() if url.endswith(FIFO)]
+        queues = [
+            kept for kept in await self._recent(ordered) if not kept.queue and matches(kept.declared.pattern, topic)
+        ]
         limit = int(answer["Attributes"].get("MaximumMessageSize", 262_144))
         return Route(arn=arn, limit=limit, queues=tuple(queues), until=asked + ROUTES_HOLD)
-
-    async def _ordered(self) -> list[Kept]:
-        now, before = time.monotonic(), self._tagged
-        urls = [url for url in await self._queue_urls() if url.endswith(FIFO)]
-        known = {kept.url: (kept, until) for kept, until in before if until > now}
-        found = await self._kept(url for url in urls if url not in known)
-        tagged = [known[url] for url in urls if url in known] + [(kept, now + _TAGS_HOLD) for kept in found]
-        if self._tagged is before:
-            self._tagged = tagged
-        return [kept for kept, _ in tagged]
 
     async def _find(self, subscription: str) -> Kept | None:
         places = [self._address.place(subscription, ordered=ordered) for ordered in (False, True)]
@@ -336,6 +333,14 @@ class Topology:
     async def _kept(self, urls: Iterable[str]) -> list[Kept]:
         found = await each(list(urls), self._read)
         return [kept for kept in found if kept is not None]
+
+    async def _recent(self, urls: Sequence[str]) -> list[Kept]:
+        now, tagged = time.monotonic(), self._tagged
+        known = {url: tagged[url][0] for url in urls if url in tagged and tagged[url][1] > now}
+        for kept in await self._kept(url for url in urls if url not in known):
+            known[kept.url] = kept
+            tagged[kept.url] = (kept, now + _TAGS_HOLD)
+        return list(known.values())
 
     async def _read(self, url: str) -> Kept | None:
         """``None`` if the queue is not one of ours, or not any more."""
