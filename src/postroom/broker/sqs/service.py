@@ -326,7 +326,8 @@ def translated(error: Exception, what: str) -> PostroomError:
     if isinstance(error, BotoCoreError):
         return BrokerError(f"{what}: {error}")
     # The library has errors of its own for but a few of the pages that it cannot read.
-    return BrokerUnavailable(f"{what}: this is no answer of the service; is a proxy in between? {error!r}")
+    told = f"{type(error).__name__}: {error}"
+    return BrokerUnavailable(f"{what}: this is no answer of the service; is a proxy in between? {told}")
 
 
 def _refusal(entry: dict[str, Any], what: str) -> PostroomError:
