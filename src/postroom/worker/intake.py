@@ -86,8 +86,11 @@ class Intake:
         except TimeoutError:
             pass  # The broker is away: leases and file locks end with this process, nothing is lost.
         await _cancel(self._tasks)
-        for source in self._sources:
-            await source.consumer.close()
+        # Side by side: one that waits for its last poll must not outlast the leases of the next.
+        closing = [source.consumer.close() for source in self._sources]
+        for error in await asyncio.gather(*closing, return_exceptions=True):
+            if error is not None:
+                raise error
 
     def watch(self, work: Work) -> None:
         """End the handler of ``work`` once its timeout is over. From any thread."""

@@ -70,15 +70,22 @@ class Settler:
     async def _settle(self, source: Source, batch: list[tuple[Work, Outcome]]) -> None:
         pause = _FIRST_PAUSE
         pairs = [(work.delivery, outcome) for work, outcome in batch]
+        is_late = False
         while True:
             try:
                 errors = await source.consumer.settle(pairs)
                 break
             except BrokerUnavailable as error:
+                if not is_late:
+                    # The room was given free in advance. A broker that hands out but takes nothing back fills it once.
+                    is_late = True
+                    self._freed(-len(pairs))
                 # The leases go on being renewed. If they are lost meanwhile the broker refuses the settle later.
                 logger.warning("%s: cannot settle %d messages, trying again: %s", source.name, len(pairs), error)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LAST_PAUSE)
+        if is_late:
+            self._freed(len(pairs))
         ended: list[Work] = []
         for (work, outcome), refusal in zip(batch, errors, strict=True):
             source.held.pop(work.delivery, None)
