@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import chain, count, zip_longest
 from typing import ClassVar
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from postroom.broker.base import Broker, Capabilities, Subscription, SubscriptionStats, Topic
@@ -18,6 +18,7 @@ from postroom.broker.demands import check_topology
 from postroom.broker.kafka import doctor, wire
 from postroom.broker.kafka.consumer import KafkaConsumer
 from postroom.broker.kafka.faults import error_of, translated
+from postroom.broker.kafka.groups import Groups
 from postroom.broker.kafka.hub import Hub
 from postroom.broker.kafka.letters import Letters
 from postroom.broker.kafka.options import parse
@@ -47,7 +48,6 @@ _REFRESH = 1.0
 """Seconds within which what another process declares is known here."""
 _TRIM = 60.0
 """Seconds, more or less, after which what is done is deleted."""
-_STRANGER = {KafkaError.NON_EMPTY_GROUP, KafkaError.GROUP_ID_NOT_FOUND}
 
 
 class KafkaBroker(Broker):
@@ -86,6 +86,7 @@ class KafkaBroker(Broker):
         self._letters: dict[tuple[str, int], Letters] = {}
         self._spread = count()
         self._admin_client: AdminClient | None = None
+        self._groups = Groups(self.options)
         self._sender: Sender
         self._reader: Reader
         self._topology: Topology | None = None
@@ -124,6 +125,7 @@ class KafkaBroker(Broker):
             self._watching.cancel()
         await self._sender.close()
         await self._reader.close()
+        self._groups.close()
         self._admin_client = None
 
     async def _watch(self) -> None:
@@ -170,14 +172,7 @@ class KafkaBroker(Broker):
             consumer.hub.removed = True
             await consumer.close()
         await self._opened().remove(subscription)
-        futures = self._admin().delete_consumer_groups([self._names.group(subscription)])
-        for future in futures.values():
-            try:
-                await asyncio.wrap_future(future)
-            except KafkaException as error:
-                # Members of other processes leave when they see; until then what the group has is without effect.
-                if error_of(error).code() not in _STRANGER:
-                    raise translated("cannot delete the consumer group", error_of(error)) from error
+        await self._groups.delete(self._names.group(subscription))
 
     # In
 
@@ -248,7 +243,8 @@ class KafkaBroker(Broker):
         topology = self._opened()
         await topology.refresh()
         now = self._clock.now()
-        return [await self._survey(topology.subscriptions[name]).stats(now) for name in sorted(topology.subscriptions)]
+        entries = [topology.subscriptions[name] for name in sorted(topology.subscriptions)]
+        return await asyncio.gather(*(self._survey(entry).stats(now) for entry in entries))
 
     async def dead_letters(
         self, subscription: str, *, ids: Sequence[str] | None = None, after: str | None = None, limit: int = 100
@@ -328,7 +324,7 @@ class KafkaBroker(Broker):
 
     def _survey(self, entry: Entry) -> Survey:
         letters = self._letters_of(entry.asked.name)
-        return Survey(self.options, self._opened(), self._reader, letters, self._admin, entry)
+        return Survey(self._names, self._opened(), self._reader, letters, self._groups, entry)
 
     def _admin(self) -> AdminClient:
         if self._admin_client is None:

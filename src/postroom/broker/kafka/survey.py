@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
-
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException
-from confluent_kafka.admin import AdminClient
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from postroom.broker.base import SubscriptionStats
 from postroom.broker.kafka import wire
-from postroom.broker.kafka.faults import error_of, translated
+from postroom.broker.kafka.groups import Groups
 from postroom.broker.kafka.ledger import Ledger
 from postroom.broker.kafka.letters import Letters
-from postroom.broker.kafka.options import Options
+from postroom.broker.kafka.options import Names
 from postroom.broker.kafka.reader import Place, Reader
 from postroom.broker.kafka.topology import Entry, Mark, Topology
 from postroom.broker.kafka.wire import Envelope, Record
@@ -44,22 +40,22 @@ class Survey:
     """Of one subscription."""
 
     def __init__(
-        self, options: Options, topology: Topology, reader: Reader, letters: Letters,
-        admin: Callable[[], AdminClient], entry: Entry,
-    ) -> None:  # fmt: skip
-        self._options = options
-        self._names = options.names
+        self, names: Names, topology: Topology, reader: Reader, letters: Letters, groups: Groups, entry: Entry
+    ) -> None:
+        self._names = names
         self._topology = topology
         self._reader = reader
         self._letters = letters
-        self._admin = admin
+        self._groups = groups
         self._entry = entry
-        self._later = options.names.later(entry.asked.name)
+        self._later = names.later(entry.asked.name)
 
     async def stretches(self) -> dict[Place, Stretch]:
         """Every partition of the subscription."""
-        committed = await self._committed()
-        ends = await self._topology.ends([*self._topology.heard_by(self._entry), self._later])
+        topics = [*self._topology.heard_by(self._entry), self._later]
+        places = [(topic, number) for topic in topics for number in range(self._topology.partitions.get(topic, 0))]
+        committed = await self._groups.committed(self._names.group(self._entry.asked.name), places)
+        ends = await self._topology.ends(topics)
         found: dict[Place, Stretch] = {}
         for topic, offsets in ends.items():
             for number, end in enumerate(offsets):
@@ -170,16 +166,3 @@ class Survey:
         if envelope.to is not None:
             return envelope.to == self._entry.asked.name
         return self._entry.wants(envelope.message, place, offset)
-
-    async def _committed(self) -> dict[Place, tuple[int | None, str | None]]:
-        asked = [ConsumerGroupTopicPartitions(self._names.group(self._entry.asked.name))]
-        futures = self._admin().list_consumer_group_offsets(asked, request_timeout=self._options.timeout)
-        try:
-            (found,) = [await asyncio.wrap_future(future) for future in futures.values()]
-        except KafkaException as error:
-            raise translated("cannot ask for the offsets of the group", error_of(error)) from error
-        places: list[Any] = found.topic_partitions
-        return {
-            (place.topic, place.partition): (place.offset if place.offset >= 0 else None, place.metadata)
-            for place in places
-        }
