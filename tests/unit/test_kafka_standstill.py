@@ -164,3 +164,21 @@ def test_a_rebalance_waits_for_what_is_being_moved(url: str, monkeypatch: pytest
             assert (stats.ready, stats.delayed) == (0, 1)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["from now on", "no longer"])
+def test_a_subscription_whose_order_changes_goes_on(url: str, ordered: bool) -> None:
+    """C2: what one process holds of it when another declares it anew."""
+
+    async def scenario() -> None:
+        async with opened(url) as broker:
+            await broker.declare([Topic(name="t")], [Subscription(name="s", pattern="t", ordered=ordered)])
+            sent = [message(topic="t", key="k") for _ in range(6)]
+            await broker.publish(sent)
+            consumer = await broker.consume("s")
+            (first,) = await consumer.receive(1, 10.0)
+            assert await consumer.settle([(first, Ack())]) == [None]
+            await broker.declare([], [Subscription(name="s", pattern="t", ordered=not ordered)])
+            assert await handle(consumer, 5) == [each.id for each in sent[1:]]
+
+    asyncio.run(scenario())

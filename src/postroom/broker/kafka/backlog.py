@@ -108,7 +108,7 @@ class Backlog:
     """
 
     def __init__(self, ordered: bool) -> None:
-        self._ordered = ordered
+        self.ordered = ordered
         self._ahead: deque[Item] = deque()
         self._suspects: deque[Item] = deque()
         self._ready: deque[Item] = deque()
@@ -189,4 +189,4 @@ class Backlog:
 
     def _line(self, item: Item) -> deque[Item] | None:
         key = item.envelope.message.key
-        return self._lines.setdefault(key, deque()) if self._ordered and key is not None else None
+        return self._lines.setdefault(key, deque()) if self.ordered and key is not None else None

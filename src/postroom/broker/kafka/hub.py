@@ -113,8 +113,7 @@ class Hub:
             self.removed = True
         elif entry != self.entry:
             if entry.asked.ordered != self.entry.asked.ordered:
-                self._backlog = Backlog(entry.asked.ordered)
-                self._let_go()
+                self._let_go()  # With the next share of the group it is the other way.
             self.entry = entry
             for part in self._parts.values():
                 for item in list(part.items.values()):
@@ -134,6 +133,11 @@ class Hub:
         """See ``Listener``."""
         if self.entry.asked.ordered:
             await self._letters.refresh()
+        if self._backlog.ordered != self.entry.asked.ordered:
+            for each in self._parts.values():
+                self._drop(each)
+            self._parts.clear()
+            self._backlog = Backlog(self.entry.asked.ordered)
         former = dict(self._parts)
         self._parts.clear()
         for place, offset, text in committed:
@@ -352,8 +356,9 @@ class Hub:
                 self._let_go()
 
     def _let_go(self) -> None:
+        """Leave the group. Whoever asks for messages joins it again, be it at once."""
         if self._member is not None:
-            self._member.follow([])
+            self._member.leave()
             self._stable.clear()
 
     def _have_moved(self, moved: Sequence[Item], kept: Sequence[Item]) -> None:

@@ -92,11 +92,16 @@ class Member:
     # On the event loop
 
     def follow(self, topics: Sequence[str]) -> None:
-        """Be a member for these topics; for none: leave the group."""
+        """Be a member for these topics."""
         wanted = sorted(topics)
         if wanted != self._wanted:
             self._wanted = wanted
             self._requests.put(None)
+
+    def leave(self) -> None:
+        """Give up all partitions, even if somebody wants topics again before the thread sees it."""
+        self._wanted, self._leave = [], True
+        self._requests.put(None)
 
     def alive(self) -> None:
         """The event loop turns."""
