@@ -103,7 +103,15 @@ def test_a_foreign_record_has_a_lasting_identity() -> None:
     assert wire.read(foreign, "orders") == told
 
 
-@pytest.mark.parametrize("value", [b"0001-01-01T00:00:00+05:00", b"9999-12-31T23:59:59-05:00", b"0001-01-01T00:00:00"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"0001-01-01T00:00:00+05:00",
+        b"9999-12-31T23:59:59-05:00",
+        b"0001-01-01T00:00:00",
+        b"9999-12-31T23:59:59.9999999Z",
+    ],
+)
 def test_a_time_at_the_end_of_the_calendar_can_be_written_again(value: bytes) -> None:
     """Else a retry or a dead letter of it could never be made."""
     told = wire.read(Received(wire.Record("t", None, b"", [("ce_time", value)])), "orders")

@@ -253,8 +253,9 @@ def _time(told: bytes, written: int) -> float:
     try:
         stamp = told.decode()
         if len(stamp) == 28 and stamp[19] == "." and stamp[27] == "Z":
-            return _unix(stamp[:19]) + int(stamp[20:27]) / 1e7
-        told_at = datetime.fromisoformat(stamp).timestamp()
+            told_at = _unix(stamp[:19]) + int(stamp[20:27]) / 1e7
+        else:
+            told_at = datetime.fromisoformat(stamp).timestamp()
         # At the ends of the calendar it could not be written again, and the message not be settled.
         return told_at if _STAMPS[0] <= told_at < _STAMPS[1] else written / 1000
     except (ValueError, OverflowError):
