@@ -24,7 +24,8 @@ TOPIC = {
     "retention.ms": "-1",
     "max.message.bytes": "2097152",
 }
-LETTERS = TOPIC | {"cleanup.policy": "compact"}
+OWN = TOPIC | {"max.message.bytes": "3145728"}
+LETTERS = OWN | {"cleanup.policy": "compact"}
 NAMES = {"postroom.orders": TOPIC, "postroom-dead.orders": LETTERS, "postroom-topology": LETTERS}
 
 
@@ -80,7 +81,9 @@ def test_the_copies(copies: Copies, settings: dict[str, str], found: tuple[str, 
         ("postroom-dead.orders", "cleanup.policy", "delete", ("error", "dead letters and topology")),
         ("postroom.orders", "retention.ms", "604800000", ("warning", "messages that end by themselves")),
         ("postroom.orders", "max.message.bytes", "1048588", ("warning", "size of messages")),
+        ("postroom-dead.orders", "max.message.bytes", "2097152", ("warning", "size of messages")),
     ],
 )
 def test_the_topics(name: str, setting: str, value: str, found: tuple[str, str]) -> None:
-    assert problems(list(doctor.contents({name: TOPIC | {setting: value}}, OPTIONS))) == [found]
+    right = NAMES.get(name, OWN)
+    assert problems(list(doctor.contents({name: right | {setting: value}}, OPTIONS))) == [found]

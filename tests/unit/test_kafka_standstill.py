@@ -7,15 +7,16 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, Producer
 from services.base import Server
 
-from postroom.broker.base import Ack, Consumer, Delivery, Subscription, Topic
+from postroom.broker.base import Ack, Consumer, Dead, Delivery, Retry, Subscription, Topic
 from postroom.broker.kafka.hub import READ_AHEAD
 from postroom.broker.kafka.ledger import FULL
-from postroom.broker.kafka.wire import Record
-from postroom.message import Message, new_id
+from postroom.broker.kafka.wire import MAX_COPY, MAX_HISTORY, MAX_RECORD, Record
+from postroom.message import Failure, Message, new_id
 from tests.kafka import opened, url_of
 from tests.servers import private
 
@@ -180,5 +181,27 @@ def test_a_subscription_whose_order_changes_goes_on(url: str, ordered: bool) -> 
             assert await consumer.settle([(first, Ack())]) == [None]
             await broker.declare([], [Subscription(name="s", pattern="t", ordered=not ordered)])
             assert await handle(consumer, 5) == [each.id for each in sent[1:]]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["queue", "ordered"])
+def test_a_large_message_of_another_client_can_fail(server: Server, url: str, ordered: bool) -> None:
+    """C8: with all its failures, whatever a topic takes; else whoever holds it would try to settle it for ever."""
+
+    async def scenario() -> None:
+        async with opened(url) as broker:
+            await broker.declare([Topic(name="t")], [Subscription(name="s", pattern="t", ordered=ordered)])
+            foreign = Producer({"bootstrap.servers": server.url.partition("//")[2], "message.max.bytes": MAX_COPY})
+            foreign.produce(broker.options.names.topic("t"), b"x" * (MAX_RECORD - 200), b"key")
+            assert foreign.flush(10) == 0
+            consumer = await broker.consume("s")
+            failure = Failure(attempt=1, reason="error", traceback="x" * 2 * MAX_HISTORY)
+            long = msgspec.structs.replace(failure, traceback="x" * (MAX_HISTORY - 1000))
+            for outcome in (Retry(delay=0.0, failure=failure), Retry(delay=0.0, failure=long), Dead(failure)):
+                (delivery,) = await consumer.receive(1, 10.0)
+                assert await consumer.settle([(delivery, outcome)]) == [None]
+            (letter,) = await broker.dead_letters("s")
+            assert len(letter.failures) == 3
 
     asyncio.run(scenario())

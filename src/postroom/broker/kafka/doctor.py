@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # t
 
 from postroom.broker.kafka.faults import error_of
 from postroom.broker.kafka.options import Options
-from postroom.broker.kafka.wire import MAX_RECORD
+from postroom.broker.kafka.wire import MAX_COPY, MAX_RECORD
 from postroom.doctor import Finding
 
 LEAST_METADATA = 4096
@@ -154,13 +154,14 @@ def contents(topics: Mapping[str, Settings], options: Options) -> Iterator[Findi
         "kafka-configs --alter --entity-type topics --entity-name NAME --add-config retention.ms=-1, "
         "or make sure that every subscription keeps up and no delay is longer",
     )
-    small = [name for name, found in topics.items() if int(found.get("max.message.bytes", MAX_RECORD)) < MAX_RECORD]
+    sizes = {name: MAX_RECORD if names.topic_of(name) else MAX_COPY for name in topics}
+    small = [name for name, found in topics.items() if int(found.get("max.message.bytes", sizes[name])) < sizes[name]]
     yield _judged(
         "size of messages",
         not small,
-        f"max.message.bytes below {MAX_RECORD}: large messages, or those with a long history, are refused: "
+        "max.message.bytes is too low: large messages are refused, or cannot be kept with their history: "
         + _names(small),
-        f"kafka-configs --alter --entity-type topics --entity-name NAME --add-config max.message.bytes={MAX_RECORD}",
+        f"kafka-configs --alter --entity-type topics --entity-name NAME --add-config max.message.bytes={MAX_COPY}",
     )
 
 

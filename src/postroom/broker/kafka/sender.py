@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from postroom.broker.kafka import bridge
 from postroom.broker.kafka.faults import error_of, translated
 from postroom.broker.kafka.options import Options
-from postroom.broker.kafka.wire import MAX_RECORD, Record
+from postroom.broker.kafka.wire import MAX_COPY, Record
 
 logger = logging.getLogger("postroom.broker")
 
@@ -119,7 +119,7 @@ class Sender:
                     "acks": "all",
                     "linger.ms": 0,
                     "partitioner": "murmur2_random",
-                    "message.max.bytes": MAX_RECORD,
+                    "message.max.bytes": MAX_COPY,
                     "delivery.timeout.ms": int(self._options.timeout * 1000),
                     "request.timeout.ms": int(self._options.timeout * 500),
                     "reconnect.backoff.max.ms": 1000,

@@ -18,7 +18,7 @@ from postroom.broker.kafka.faults import error_of, translated
 from postroom.broker.kafka.options import Options
 from postroom.broker.kafka.reader import Place, Reader
 from postroom.broker.kafka.sender import Sender
-from postroom.broker.kafka.wire import MAX_RECORD, Record
+from postroom.broker.kafka.wire import MAX_COPY, MAX_RECORD, Record
 from postroom.broker.routing import matches, wants
 from postroom.clock import Clock
 from postroom.errors import ConfigurationError
@@ -306,7 +306,8 @@ class Topology:
         return self._new(name, 1, {"cleanup.policy": "compact"})
 
     def _new(self, name: str, partitions: int, config: dict[str, str]) -> NewTopic:
-        config |= {"max.message.bytes": str(MAX_RECORD), "unclean.leader.election.enable": "false"}
+        size = MAX_RECORD if self._names.topic_of(name) else MAX_COPY
+        config |= {"max.message.bytes": str(size), "unclean.leader.election.enable": "false"}
         if self._options.min_isr is not None:
             config["min.insync.replicas"] = str(self._options.min_isr)
         return NewTopic(name, partitions, self._options.replication, config=config)

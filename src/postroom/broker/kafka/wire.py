@@ -20,9 +20,11 @@ from postroom.message import NO_HEADERS, Failure, Message
 MAX_BODY = 1_048_576
 """Bytes of body."""
 MAX_RECORD = 2_097_152
-"""Bytes of body, headers and history: ``max.message.bytes`` of every topic made here."""
+"""Bytes of body and headers, also of other clients: ``max.message.bytes`` of every topic that is published to."""
 MAX_HISTORY = 524_288
 """Bytes of failures; of more, the oldest tracebacks are cut."""
+MAX_COPY = MAX_RECORD + 2 * MAX_HISTORY
+"""The same of a subscription's own topics: what it cannot keep there could never be settled."""
 
 Headers = list[tuple[str, str | bytes | None]]
 
