@@ -43,6 +43,20 @@ def test_what_was_given_back_between_done_ones_is_done(ordered: bool) -> None:
     all_gets_done(*filled(ledger, ordered=ordered))
 
 
+def test_what_is_gone_does_not_stay_in_memory_until_its_time() -> None:
+    """C15: what waits for long is moved to another topic, or its partition to another process, at any rate."""
+    part, backlog = Part("topic", 0, Ledger(0)), Backlog(False)
+    for offset in range(100 * COUNT):
+        part.ledger.see(offset)
+        message = Message(id=str(offset), topic="topic", name="work", body=b"{}", not_before=1e9)
+        backlog.add(Item(part, offset, Envelope(message=message, due=message.not_before)), 0.0)
+        if offset >= COUNT:
+            backlog.remove(part.items[offset - COUNT], 0.0)
+    assert len(part.items) == COUNT
+    assert len(backlog._later) <= 3 * COUNT
+    assert backlog.next_due() == 1e9
+
+
 def all_gets_done(part: Part, backlog: Backlog) -> None:
     while part.items:
         taken = list(backlog.take(COUNT, 1, 0.0))

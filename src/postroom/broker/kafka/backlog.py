@@ -13,6 +13,9 @@ from postroom.broker.kafka import wire
 from postroom.broker.kafka.ledger import Ledger
 from postroom.broker.kafka.wire import Envelope
 
+_KEPT = 100
+"""Of what is gone, so many may stay in memory until their time, and as many as wait."""
+
 
 class Part:
     """One partition, while this process has it."""
@@ -113,6 +116,8 @@ class Backlog:
         self._suspects: deque[Item] = deque()
         self._ready: deque[Item] = deque()
         self._later: list[tuple[float, int, Item]] = []
+        self._gone = 0
+        """How many of these are gone, at most."""
         self._lines: dict[str, deque[Item]] = {}
         self._order = count()
 
@@ -136,6 +141,11 @@ class Backlog:
             return
         item.state, item.claim = "gone", None
         item.part.items.pop(item.offset, None)
+        self._gone += item.due > now
+        if self._gone > _KEPT + len(self._later) // 2:
+            self._later = [entry for entry in self._later if entry[2].state != "gone"]
+            heapq.heapify(self._later)
+            self._gone = 0
         line = self._line(item)
         if line is not None:
             first = line[0] is item
