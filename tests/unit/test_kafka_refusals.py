@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -92,5 +93,41 @@ def test_a_settle_that_is_refused_can_be_tried_again(server: Server, monkeypatch
                 with pytest.raises(BrokerUnavailable, match=r"(?i)group authorization"):
                     await consumer.settle([(delivery, Ack())])
             assert await consumer.settle([(delivery, Ack())]) == [None]
+
+    asyncio.run(scenario())
+
+
+def test_a_share_out_that_fails_says_nothing_of_the_one_before(server: Server) -> None:
+    """C2: what was ours may be somebody else's by then, and his word must not be overwritten."""
+
+    async def scenario() -> None:
+        async with opened(f"{url_of(server)}&handover=0", "q") as broker:
+            await broker.publish([Message(id=new_id(), topic="q", name="work", body=b"{}")])
+            consumer = await broker.consume("q")
+            assert await consumer.receive(1, 10.0)
+            assert len(await consumer.hub.revoked()) == 1
+            assert await consumer.hub.revoked() == []
+
+    asyncio.run(scenario())
+
+
+def test_what_is_due_during_a_rebalance_is_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C17: no busy loop."""
+
+    async def scenario() -> None:
+        async with opened(f"{url_of(server)}&handover=0", "q") as broker:
+            due = time.time() + 1.0
+            await broker.publish([Message(id=new_id(), topic="q", name="work", body=b"{}", not_before=due)])
+            consumer = await broker.consume("q")
+            hub = consumer.hub
+            await hub.joined()
+            while hub.next_due() is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await hub.revoked()
+            looks: list[object] = []
+            claim = hub.claim
+            monkeypatch.setattr(hub, "claim", lambda *asked: looks.append(asked) or claim(*asked))
+            assert await consumer.receive(1, 2.0) == []
+            assert len(looks) < 10
 
     asyncio.run(scenario())

@@ -172,11 +172,13 @@ class Hub:
         # What runs is to end first, and what was copied is to be known as done. Both end in many ways.
         while (self._claims or self._mover.busy) and self._loop.time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        for part in self._parts.values():
+        # What moves already may be somebody else's by now: the last assignment has failed here.
+        parts = [part for part in self._parts.values() if not part.moving]
+        for part in parts:
             part.moving = True
         return [
             self.commits.place_of(part, released=True)
-            for part in self._parts.values()
+            for part in parts
             if part.ledger.prefix is not None and (part.dirty or part.ledger.out)
         ]
 
@@ -315,7 +317,8 @@ class Hub:
     # Waiting
 
     def next_due(self) -> float | None:
-        return self._backlog.next_due()
+        """When something can be claimed that cannot be yet, if nothing else happens."""
+        return self._backlog.next_due() if self._stable.is_set() else None
 
     def _wake(self) -> None:
         for event in self.waiters:
