@@ -10,9 +10,9 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from services.base import Server
 
-from postroom.broker.base import Ack, Dead, Subscription, Topic
+from postroom.broker.base import Ack, Dead, Release, Subscription, Topic
 from postroom.broker.kafka import KafkaBroker
-from postroom.errors import ConfigurationError, SubscriptionNotFound, TopicNotFound
+from postroom.errors import BrokerUnavailable, ConfigurationError, SubscriptionNotFound, TopicNotFound
 from postroom.message import Failure, Message, new_id
 from tests.kafka import opened, url_of
 from tests.servers import private
@@ -177,6 +177,45 @@ def test_a_topic_declared_elsewhere_is_known_to_all_who_publish_at_once(url: str
             await asyncio.gather(*(publish(broker, "t", 1) for _ in range(5)))
 
     asyncio.run(scenario())
+
+
+def test_a_topic_that_could_not_be_looked_for_is_looked_for_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C17: the server goes away between the word of a topic and the look at it."""
+
+    async def scenario() -> None:
+        async with opened(url) as declaring, opened(url) as publishing:
+            await declaring.declare(*queue("q"))
+            first(monkeypatch, publishing._opened(), "_look_for", no_answer)
+            with pytest.raises(BrokerUnavailable):
+                await publish(publishing, "q")
+            assert len(await publish(publishing, "q")) == 3
+
+    asyncio.run(scenario())
+
+
+def test_an_unsubscribe_that_fails_half_way_can_be_repeated(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing comes back with the name."""
+
+    async def scenario() -> None:
+        async with opened(url, "q") as broker:
+            await publish(broker, "q", 2)
+            consumer = await broker.consume("q")
+            taken = [*await consumer.receive(1, 10.0), *await consumer.receive(1, 10.0)]
+            await consumer.settle([(taken[0], Dead(FAILURE)), (taken[1], Release(60.0))])
+            for owner, step in ((broker._opened(), "empty"), (broker._groups, "delete"), (broker._opened(), "remove")):
+                first(monkeypatch, owner, step, no_answer)
+                with pytest.raises(BrokerUnavailable):
+                    await broker.unsubscribe("q")
+            await broker.unsubscribe("q")
+            await broker.declare(*queue("q"))
+            (stats,) = await broker.stats()
+            assert (stats.ready, stats.delayed, stats.running, stats.dead) == (0, 0, 0, 0)
+
+    asyncio.run(scenario())
+
+
+async def no_answer() -> None:
+    raise BrokerUnavailable("no answer")
 
 
 def test_letters_of_a_subscription_made_anew_by_another_process(url: str) -> None:

@@ -171,8 +171,10 @@ class KafkaBroker(Broker):
         for consumer in [consumer for consumer in self._consumers if consumer.hub.name == subscription]:
             consumer.hub.removed = True
             await consumer.close()
-        await self._opened().remove(subscription)
+        # Who dies before the last step can begin again; nothing is left that would come back with the name.
+        await self._opened().empty(subscription)
         await self._groups.delete(self._names.group(subscription))
+        await self._opened().remove(subscription)
 
     # In
 

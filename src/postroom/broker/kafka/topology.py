@@ -157,9 +157,12 @@ class Topology:
                 entry = msgspec.json.decode(value, type=Entry)
                 if subject not in table or table[subject].revision < entry.revision:
                     self.subscriptions[subject] = entry
+        there = [*map(self._names.topic, self.topics), *map(self._names.later, self.subscriptions)]
         if changes:
-            later = [self._names.later(name) for name in self.subscriptions]
-            await self._look_for([*map(self._names.topic, self.topics), *later])
+            await self._look_for(there)
+        elif any(name not in self.partitions for name in there):
+            # The last look has failed, or not every server knew of it yet.
+            self.partitions = await self._reader.call(Reader.topics)
         return bool(changes)
 
     def has(self, topic: str) -> bool:
@@ -210,17 +213,19 @@ class Topology:
 
         await self._change({subscription: purged})
 
+    async def empty(self, subscription: str) -> None:
+        """Delete a subscription's own topics; a queue has no other."""
+        gone = [self._names.later(subscription), self._names.dead(subscription)]
+        gone += [self._names.topic(subscription)] if self.is_queue(subscription) else []
+        futures = self._admin().delete_topics(gone, request_timeout=self._options.timeout)
+        await self._all(futures, KafkaError.UNKNOWN_TOPIC_OR_PART)
+
     async def remove(self, subscription: str) -> None:
-        """Forget a subscription, and delete its own topics; a queue has no other."""
-        queue = self.is_queue(subscription)
-        kinds = ("subscription", "topic") if queue else ("subscription",)
+        """Forget a subscription."""
+        kinds = ("subscription", "topic") if self.is_queue(subscription) else ("subscription",)
         await self._sender.deliver(
             "cannot unsubscribe", [self._record(f"{kind}:{subscription}", None) for kind in kinds]
         )
-        gone = [self._names.later(subscription), self._names.dead(subscription)]
-        gone += [self._names.topic(subscription)] if queue else []
-        futures = self._admin().delete_topics(gone, request_timeout=self._options.timeout)
-        await self._all(futures, KafkaError.UNKNOWN_TOPIC_OR_PART)
         await self.refresh()
 
     async def ends(self, topics: Sequence[str]) -> Offsets:
