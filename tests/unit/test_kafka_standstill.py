@@ -17,7 +17,7 @@ from postroom.broker.kafka.hub import READ_AHEAD
 from postroom.broker.kafka.ledger import FULL
 from postroom.broker.kafka.wire import MAX_COPY, MAX_HISTORY, MAX_RECORD, Record
 from postroom.message import Failure, Message, new_id
-from tests.kafka import opened, url_of
+from tests.kafka import namespace, opened, url_of
 from tests.servers import private
 
 pytestmark = pytest.mark.server
@@ -66,6 +66,36 @@ def test_no_more_is_read_than_a_worker_will_soon_need(url: str) -> None:
             assert READ_AHEAD <= held < 2 * READ_AHEAD
             await consumer.settle([(delivery, Ack()) for delivery in taken])
             assert len(set(await handle(consumer, 3950))) == 3950
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["who joins stays", "who joins leaves"])
+def test_a_long_backlog_is_read_on_after_a_rebalance(server: Server, leaves: bool) -> None:
+    """C2: all partitions are full here, and not read on; one of them stays, the other moves and perhaps comes back."""
+    url = f"{server.url}?{namespace()}&partitions=2"
+
+    async def scenario() -> None:
+        async with opened(url, "q") as broker, opened(url) as another:
+            await broker.publish([message() for _ in range(6 * READ_AHEAD)])
+            consumer = await broker.consume("q")
+            taken = await consumer.receive(50, 10.0)
+            parts = consumer.hub._parts.values()
+            async with asyncio.timeout(20):
+                while sum(part.paused for part in parts) < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            await consumer.settle([(delivery, Ack()) for delivery in taken])
+            other = await another.consume("q")
+            await other.hub.joined()
+            if leaves:
+                await other.close()
+            left, consumers = 6 * READ_AHEAD - len(taken), [consumer] if leaves else [consumer, other]
+            async with asyncio.timeout(30):
+                while left > 0:
+                    for each in consumers:
+                        taken = await each.receive(200, 0.1)
+                        assert await each.settle([(delivery, Ack()) for delivery in taken]) == [None] * len(taken)
+                        left -= len(taken)
 
     asyncio.run(scenario())
 

@@ -83,6 +83,7 @@ class Fetcher:
     def _run(self) -> None:
         epoch = 0
         learnt: set[str] = set()
+        stopped: set[Place] = set()
         while not self._stop.is_set() and not self._loop.is_closed():
             try:
                 wish = self._wish
@@ -91,11 +92,15 @@ class Fetcher:
                         # Who leads it: the client by itself would ask once a second.
                         self._consumer.list_topics(topic, timeout=5.0)
                         learnt.add(topic)
+                    # What is paused stays so in the client, even if it is assigned anew.
+                    self._consumer.resume([TopicPartition(*place) for place in stopped])
+                    stopped.clear()
                     self._consumer.assign(wish.places)
                     epoch = wish.epoch  # Only now: after an error it is tried again.
                 while wish.pauses:
                     place, paused = wish.pauses.popleft()
                     (self._consumer.pause if paused else self._consumer.resume)([TopicPartition(*place)])
+                    (stopped.add if paused else stopped.discard)(place)
                 first = self._consumer.poll(_TURN)
                 if first is not None:
                     self._hand_over(epoch, [first, *self._consumer.consume(499, 0)])
