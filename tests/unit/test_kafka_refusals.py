@@ -131,3 +131,16 @@ def test_what_is_due_during_a_rebalance_is_waited_for(server: Server, monkeypatc
             assert len(looks) < 10
 
     asyncio.run(scenario())
+
+
+def test_a_partition_that_does_not_answer_has_no_offset(server: Server) -> None:
+    """C2: a subscription would begin at its time, far beyond all messages."""
+
+    async def scenario() -> None:
+        async with opened(url_of(server), "q") as broker:
+            topic = broker.options.names.topic("q")
+            assert await broker._reader.call(lambda reader: reader.offsets_at(topic, 1, time.time())) == [0]
+            with pytest.raises(BrokerUnavailable, match=r"(?i)unknown partition"):
+                await broker._reader.call(lambda reader: reader.offsets_at(topic, 2, time.time()))
+
+    asyncio.run(scenario())

@@ -94,6 +94,9 @@ class Reader:
         """For each partition the first offset that was written at or after the unix time ``since``."""
         asked = [TopicPartition(topic, partition, max(0, int(since * 1000))) for partition in range(partitions)]
         found = self._client().offsets_for_times(asked, timeout=self._options.timeout)
+        for place in found:
+            if place.error is not None:  # Its offset is still what was asked: a time.
+                raise KafkaException(place.error)
         return [
             place.offset if place.offset >= 0 else self.bounds(topic, place.partition)[1]
             for place in sorted(found, key=lambda place: place.partition)
