@@ -193,6 +193,22 @@ def test_a_topic_that_could_not_be_looked_for_is_looked_for_again(url: str, monk
     asyncio.run(scenario())
 
 
+def test_a_replay_does_not_mind_what_is_declared_meanwhile(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with opened(url) as broker:
+            await broker.declare([Topic(name="a.1", retention=60.0)], [Subscription(name="s", pattern="a.*")])
+            sent = await publish(broker, "a.1")
+            assert await received(broker, "s") == sent
+
+            async def declare() -> None:
+                await broker.declare([Topic(name="a.2", retention=60.0)], [])
+
+            first(monkeypatch, broker._opened(), "retained", declare)
+            assert await broker.replay("s") == len(sent)
+
+    asyncio.run(scenario())
+
+
 def test_an_unsubscribe_that_fails_half_way_can_be_repeated(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing comes back with the name."""
 

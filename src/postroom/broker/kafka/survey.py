@@ -120,9 +120,9 @@ class Survey:
         stretches = await self.stretches()
         ends = {place: stretch.end for place, stretch in stretches.items()}
         spans: dict[Place, tuple[int, int]] = {}
-        for topic in self._topology.topics.values():
+        for topic in list(self._topology.topics.values()):  # What is declared meanwhile begins behind these ends.
             name = self._names.topic(topic.name)
-            if topic.retention and not topic.queue and name in self._topology.heard_by(self._entry):
+            if topic.retention and not topic.queue and (name, 0) in ends:
                 for number, start in enumerate(await self._topology.retained(topic, since)):
                     spans[(name, number)] = (start, ends[(name, number)])
 
