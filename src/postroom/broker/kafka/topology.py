@@ -127,12 +127,12 @@ class Topology:
             await self._create([self._compacted(self._names.topology)])
         await self.refresh()
 
-    async def refresh(self) -> bool:
-        """Read what was declared since. Returns whether there was anything."""
+    async def refresh(self) -> None:
+        """Read what was declared since."""
         async with self._refreshing:  # Who comes second must not act before the first has seen which topics there are.
-            return await self._refresh()
+            await self._refresh()
 
-    async def _refresh(self) -> bool:
+    async def _refresh(self) -> None:
         name = self._names.topology
 
         def read(reader: Reader) -> list[tuple[str, bytes | None]]:
@@ -163,7 +163,6 @@ class Topology:
         elif any(name not in self.partitions for name in there):
             # The last look has failed, or not every server knew of it yet.
             self.partitions = await self._reader.call(Reader.topics)
-        return bool(changes)
 
     def has(self, topic: str) -> bool:
         """Whether messages can be published to it, as far as is known here."""
