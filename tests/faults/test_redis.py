@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +12,7 @@ import pytest
 from services.base import Server
 from services.redis import RedisServer
 
-from postroom.broker.base import Ack, Release, Retry, Subscription, Topic
+from postroom.broker.base import Ack, Delivery, Release, Retry, Subscription, Topic
 from postroom.broker.redis import RedisBroker
 from postroom.errors import BrokerUnavailable
 from postroom.message import Failure
@@ -186,6 +187,29 @@ def test_a_server_that_is_down_costs_nothing(server: Server) -> None:
         server.start()
         await broker.publish([message()])
         assert len(await consumer.receive(1, 5.0)) == 1
+        await broker.close()
+
+    asyncio.run(main())
+
+
+def test_what_starts_just_after_a_restart_is_noted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C7: before anything is taken from a server that was away, it can be told again what starts."""
+    monkeypatch.setattr("postroom.broker.redis.broker._BEAT", 3600.0)
+
+    async def main() -> None:
+        broker = await ready(RedisBroker(server.url))
+        consumer = await broker.consume("q")
+        await broker.publish([message()])
+        server.restart()
+        taken: list[Delivery] = []
+        while not taken:
+            with suppress(BrokerUnavailable):
+                taken = await consumer.receive(1, 5.0)
+        consumer.started(taken)
+        key = broker._link.key("sub", "q", "started")
+        async with asyncio.timeout(5), broker._link.new_client(1) as client:
+            while not await client.scard(key):  # noqa: ASYNC110 -- told by no event
+                await asyncio.sleep(0.01)
         await broker.close()
 
     asyncio.run(main())

@@ -77,6 +77,9 @@ class RedisConsumer(LeasingConsumer):
             self._bell.waiting -= 1
 
     async def _claim(self, limit: int) -> Claimed:
+        if not self._lifeline.stands:
+            # What is taken now may start at once, and a note of it would wait for the next sign of life.
+            await self._lifeline.connect()
         turn = next(self._turns)
         suspect = "" if self._suspect is None else self._suspect.receipt.lease
         most, unanswered = min(limit, BATCH), self._unanswered

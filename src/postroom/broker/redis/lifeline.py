@@ -72,6 +72,12 @@ class Lifeline:
             with self._link.translated():
                 await asyncio.to_thread(self._open, options)
 
+    @property
+    def stands(self) -> bool:
+        """Whether it is connected, as far as the system has heard."""
+        with self._lock:
+            return self._is_up()
+
     def started(self, leases_key: str, started_key: str, leases: Sequence[str]) -> None:
         """From any thread; does not wait for the server."""
         note = ("EVAL", _NOTE, 2, leases_key, started_key, *leases)
@@ -103,14 +109,23 @@ class Lifeline:
                 self._unsent.popleft()
 
     def _send(self, command: Note) -> bool:
-        connection = self._connection
-        if connection is None:
+        # A first write after its end would seem to succeed.
+        if not self._is_up():
             return False
         try:
-            # Nothing ever comes but the end of the connection; a first write after it would seem to succeed.
-            connection.can_read(0)
             # Packed in C, as in ``Link``: the client's own packing would cost more than the sending.
-            connection.send_packed_command([pack_command(command)])
+            self._connection.send_packed_command([pack_command(command)])
+        except (RedisError, OSError):
+            self._drop()
+            return False
+        return True
+
+    def _is_up(self) -> bool:
+        if self._connection is None:
+            return False
+        try:
+            # Nothing ever comes but the end.
+            self._connection.can_read(0)
         except (RedisError, OSError):
             self._drop()
             return False
