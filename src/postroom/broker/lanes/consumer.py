@@ -77,7 +77,7 @@ class LaneConsumer(Consumer):
             if receipt.consumer is not self:
                 answers[at] = of_another_consumer(delivery.message.id)
             elif receipt.answered:
-                answers[at], receipt.answered = receipt.answer, False
+                answers[at] = receipt.answer
             else:
                 outcomes.setdefault(receipt.lane, []).append((at, delivery, outcome))
         told = await asyncio.gather(
@@ -92,12 +92,15 @@ class LaneConsumer(Consumer):
             if isinstance(answer, BaseException):
                 continue
             for (at, delivery, _), error in zip(items, answer, strict=True):
-                answers[at] = error
-                if failed:
-                    delivery.receipt.answered, delivery.receipt.answer = True, error
+                answers[at] = delivery.receipt.answer = error
                 self._forget(delivery)
+                delivery.receipt.answered = True
         if failed:
             raise failed[0]
+        for delivery, _ in settlements:
+            if delivery.receipt.consumer is self:
+                # From now on it was settled before, as its lane says.
+                delivery.receipt.answered = False
         return answers
 
     async def extend(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
@@ -112,8 +115,9 @@ class LaneConsumer(Consumer):
         return gone
 
     async def close(self) -> None:
-        for lane in self._lanes:
-            await lane.close()
+        for error in await asyncio.gather(*(lane.close() for lane in self._lanes), return_exceptions=True):
+            if error is not None:
+                raise error
 
     async def _look(self, found: list[Delivery], count: int, deadline: float | None) -> None:
         """Take what there is, from the highest lane down."""
