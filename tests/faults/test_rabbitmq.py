@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from uuid import uuid4
@@ -111,6 +112,39 @@ def test_a_killed_server_loses_nothing(server: RabbitMQServer, faults: Stage, ta
     again = sum(faults.counts("start").values()) - len(ids)
     # What ran, what waited for a slot, and what was done but whose ack had not yet been written.
     assert again <= 4 * 20, again
+
+
+@pytest.mark.slow
+def test_what_is_published_just_after_a_restart_is_kept(server: RabbitMQServer) -> None:
+    """C2: a server takes events before it has recovered the streams of those that retain them."""
+
+    async def main() -> None:
+        broker = AMQPBroker(server.url)
+        await broker.connect()
+        await broker.declare([Topic(name="kept", retention=3600.0)], [])
+        # What a server has not yet written of the names of its queues is told under "Limits".
+        await asyncio.sleep(2.0)
+        sent: list[str] = []
+        for _ in range(2):
+            server.restart()
+            deadline = time.monotonic() + 1.0
+            while time.monotonic() < deadline:
+                event = Message(id=new_id(), topic="kept", name="happened", body=b"1", created_at=time.time())
+                with suppress(BrokerUnavailable):
+                    sent += [told for told in await broker.publish([event]) if isinstance(told, str)]
+                await asyncio.sleep(0.01)
+        late = Subscription(name="late", pattern="kept", start="earliest")
+        await broker.declare([], [late])
+        consumer = await broker.consume("late")
+        seen: set[str] = set()
+        while deliveries := await consumer.receive(100, 3.0):
+            seen |= {delivery.message.id for delivery in deliveries}
+            await consumer.settle([(delivery, Ack()) for delivery in deliveries])
+        await broker.close()
+        assert sent
+        assert set(sent) <= seen, f"{len(set(sent) - seen)} of {len(sent)} are missing"
+
+    asyncio.run(main())
 
 
 def through_a_proxy(url: str, port: int, scenario: Callable[[AMQPBroker, Proxy], Awaitable[None]]) -> None:

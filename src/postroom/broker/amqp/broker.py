@@ -89,7 +89,7 @@ class AMQPBroker(Broker):
         # A server short of memory stops reading from those that publish: acks and leases go another way.
         self._reading, writing = Link(self._address, "consume"), Link(self._address, "publish")
         self._links = (self._reading, writing)
-        self._publisher = Publisher(writing)
+        self._publisher = Publisher(writing, self._until_streams_are_up)
         self._directory = Directory(self._reading, self._publisher, self._address)
         self._office = Office(self._reading, self._publisher, self._address, self._clock)
         self._letters = Letters(self._reading, self._publisher, self._address, self._clock)
@@ -228,6 +228,12 @@ class AMQPBroker(Broker):
         return await doctor.examine(self._reading, self._publisher, self._address, state)
 
     # Publishing
+
+    async def _until_streams_are_up(self) -> None:
+        streams = [
+            self._address.history(topic.name) for topic in self._directory.known.topics.values() if topic.retention
+        ]
+        await history.until_up(self._reading, streams)
 
     async def _post(self, message: Message, now: float) -> Post:
         largest = self._publisher.largest or wire.MAX_BODY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
@@ -57,8 +57,10 @@ class _Batch:
 class Publisher:
     """All publishing of one broker, on one channel in confirm mode (rabbitmq.com/docs/confirms)."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, prepare: Callable[[], Awaitable[None]]) -> None:
+        """``prepare`` is awaited before the first message of each connection."""
         self._link = link
+        self._prepare = prepare
         self._channel: Channel | None = None
         self._opening = asyncio.Lock()
         self._tag = 0
@@ -123,6 +125,7 @@ class Publisher:
         self._returned = {}
         await channel.call("confirm_delivery", ack_nack_callback=self._on_confirm)
         channel.when_closed(lambda reason: self._lose(waiting, reason))
+        await self._prepare()
         return channel
 
     def _lose(self, waiting: dict[int, tuple[_Batch, int, Post]], reason: Exception) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -12,13 +12,40 @@ from uuid import uuid4
 from postroom.broker.amqp import wire
 from postroom.broker.amqp.confirms import Post, Publisher
 from postroom.broker.amqp.copies import Copy
-from postroom.broker.amqp.link import Link
+from postroom.broker.amqp.link import Link, Refused
 from postroom.errors import BrokerUnavailable
 
 logger = logging.getLogger("postroom.broker.amqp")
 
 _WINDOW = 500
 _SILENCE = 10.0
+_RECOVERY = 10.0
+_PAUSE = 0.1
+
+
+async def until_up(link: Link, streams: Iterable[str]) -> None:
+    """A server that has started takes messages before it has its streams, and keeps them in none: wait for these.
+
+    For some seconds at most; not for one that is gone.
+    """
+    deadline = asyncio.get_running_loop().time() + _RECOVERY
+    for stream in streams:
+        while not await _is_up(link, stream):
+            if asyncio.get_running_loop().time() > deadline:
+                raise BrokerUnavailable(f"the server has not recovered {stream!r}; try again")
+            await asyncio.sleep(_PAUSE)
+
+
+async def _is_up(link: Link, stream: str) -> bool:
+    channel = await link.channel()
+    try:
+        await channel.call("queue_declare", queue=stream, passive=True)
+    except Refused as error:
+        # As RabbitMQ says it of a queue that it knows (rabbit_amqqueue, `not_found_or_absent`).
+        return "inaccessible" not in error.told
+    finally:
+        await channel.close()
+    return True
 
 
 async def read(link: Link, publisher: Publisher, stream: str, topic: str, since: float) -> AsyncIterator[Copy]:
