@@ -125,7 +125,12 @@ class Publisher:
         self._returned = {}
         await channel.call("confirm_delivery", ack_nack_callback=self._on_confirm)
         channel.when_closed(lambda reason: self._lose(waiting, reason))
-        await self._prepare()
+        try:
+            await self._prepare()
+        except BaseException:
+            # The next call opens another one.
+            await channel.close()
+            raise
         return channel
 
     def _lose(self, waiting: dict[int, tuple[_Batch, int, Post]], reason: Exception) -> None:
